@@ -1,0 +1,55 @@
+# Shared by the scripts: paths, stages with their times. Sourced by bash with `set -euo pipefail`.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$root"
+venv=".venv"
+export PATH="$root/$venv/bin:$PATH"
+jobs="${JOBS:-$(nproc)}"
+stage_names=()
+stage_results=()
+stage_seconds=()
+failed_stages=0
+
+# stage NAME COMMAND...: runs it, keeps its time and whether it passed; its status is the command's.
+stage() {
+  local name="$1" start=$SECONDS status=0
+  shift
+  printf '\n=== %s\n' "$name"
+  # Run apart, so that errexit holds inside functions too.
+  set +e
+  (
+    set -e
+    "$@"
+  )
+  status=$?
+  set -e
+  local result=passed
+  if ((status != 0)); then
+    result="FAILED ($status)"
+    failed_stages=$((failed_stages + 1))
+  fi
+  stage_names+=("$name")
+  stage_results+=("$result")
+  stage_seconds+=($((SECONDS - start)))
+  return "$status"
+}
+
+stage_table() {
+  printf '\n%-32s %8s  %s\n' stage seconds result
+  local i
+  for i in "${!stage_names[@]}"; do
+    printf '%-32s %8d  %s\n' "${stage_names[$i]}" "${stage_seconds[$i]}" "${stage_results[$i]}"
+  done
+  printf '%-32s %8d\n' total "$SECONDS"
+}
+
+# configure_and_build PRESET [TARGET...]
+configure_and_build() {
+  local preset="$1"
+  shift
+  cmake --preset "$preset"
+  if (($# > 0)); then
+    cmake --build "build/$preset" -j "$jobs" --target "$@"
+  else
+    cmake --build "build/$preset" -j "$jobs"
+  fi
+}

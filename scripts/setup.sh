@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Installs what the build needs (and, with `test`, what the tests need besides): Debian packages that are missing, by
+# name, and the pinned Python tools into .venv. Does nothing, quickly, when all is there. Usage: setup.sh [test]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+packages=(
+  build-essential ca-certificates ccache cmake git ninja-build python3-dev python3-venv
+  gnuplot-nox libbenchmark-dev libcli11-dev libfmt-dev libhwy-dev libopenblas-dev nlohmann-json3-dev
+)
+# Packages that some releases fold into another one: installed where they exist.
+optional=()
+if [[ "${1:-}" == test ]]; then
+  packages+=(clang googletest libgtest-dev libomp-dev g++-aarch64-linux-gnu qemu-user)
+  optional+=(libclang-rt-dev)
+fi
+
+installed() {
+  [[ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" == ii* ]]
+}
+
+as_root() {
+  if [[ "$(id -u)" == 0 ]]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    echo "setup: these packages are missing and there is no sudo: ${missing[*]}" >&2
+    return 1
+  fi
+}
+
+# A tool that is on PATH already, from wherever, does not need its package.
+provided() {
+  case "$1" in
+    cmake) command -v cmake >/dev/null && cmake_is_new_enough ;;
+    ninja-build) command -v ninja >/dev/null ;;
+    git | ccache) command -v "$1" >/dev/null ;;
+    python3-dev | python3-venv) python3 -c 'import ensurepip, sysconfig, pathlib, sys
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' 2>/dev/null ;;
+    *) return 1 ;;
+  esac
+}
+
+cmake_is_new_enough() {
+  cmake -E true && [[ "$(printf '%s\n' 3.25 "$(cmake --version | sed -n '1s/.* //p')" | sort -V | head -1)" == 3.25 ]]
+}
+
+missing=()
+for package in "${packages[@]}"; do
+  installed "$package" || provided "$package" || missing+=("$package")
+done
+for package in "${optional[@]}"; do
+  # The compiler says where its sanitizer libraries are; without them the package is needed.
+  if ! [[ -e "$(clang++ -print-file-name=libclang_rt.asan-"$(uname -m)".a 2>/dev/null)" ||
+    -e "$(clang++ -print-runtime-dir 2>/dev/null)/libclang_rt.asan-$(uname -m).a" ||
+    -e "$(clang++ -print-runtime-dir 2>/dev/null)/libclang_rt.asan.a" ]]; then
+    missing+=("$package")
+  fi
+done
+
+if ((${#missing[@]} > 0)); then
+  if ! command -v apt-get >/dev/null; then
+    echo "setup: this is not a Debian or Ubuntu system; please install the equivalents of: ${missing[*]}" >&2
+    exit 1
+  fi
+  echo "setup: installing ${missing[*]}"
+  as_root apt-get update -q
+  wanted=()
+  for package in "${missing[@]}"; do
+    if [[ " ${optional[*]} " != *" $package "* ]] || apt-cache show "$package" >/dev/null 2>&1; then
+      wanted+=("$package")
+    fi
+  done
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${wanted[@]}"
+fi
+
+stamp="$venv/.requirements"
+if ! [[ -x "$venv/bin/python" ]] || ! cmp -s scripts/requirements.txt "$stamp"; then
+  echo "setup: installing the Python tools into $venv"
+  [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check -r scripts/requirements.txt
+  cp scripts/requirements.txt "$stamp"
+fi
+# A distribution whose CMake is older than 3.25 gets one from PyPI.
+if ! cmake_is_new_enough 2>/dev/null && ! [[ -x "$venv/bin/cmake" ]]; then
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check 'cmake==3.31.6'
+fi
