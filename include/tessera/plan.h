@@ -1,0 +1,127 @@
+// How a Problem is computed: the chosen Impl, its tiles and its workspace.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tessera/problem.h"
+#include "tessera/tensor_view.h"
+
+namespace tessera {
+
+// Optional tensors that modify scores; each must be present exactly when the Problem says so.
+struct ScoreTensors {
+  ConstTensorView bias;          // Problem::bias_shape, any strides
+  ConstTensorView alibi_slopes;  // float32 [heads_q] or [batch, heads_q]
+  ConstTensorView sinks;         // float32 [heads_q]
+};
+
+// Shapes are those of Problem. Every tensor's last dimension has stride 1; other strides are free. Outputs must not
+// overlap inputs or each other.
+struct ForwardTensors {
+  ConstTensorView q, k, v;
+  TensorView out;
+  TensorView lse;  // optional; float32 [batch, heads_q, seq_q] or, ragged, [heads_q, total_q]; last stride free
+  ScoreTensors score;
+};
+
+struct BackwardTensors {
+  ConstTensorView q, k, v;
+  ConstTensorView out, lse;  // as the forward pass wrote them
+  ConstTensorView dout;      // gradient with respect to O
+  ConstTensorView dlse;      // optional: gradient with respect to LSE, shaped as lse
+  TensorView dq, dk, dv;
+  TensorView dbias;          // optional: [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1], summed where the extent is 1
+  TensorView dsinks;         // optional: float32 [heads_q]
+  ScoreTensors score;
+};
+
+struct PlanOptions {
+  Device device{};
+  std::string impl;  // force one Impl by name; empty: the first that accepts
+  std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has
+  int threads = 0;   // 0: OpenMP's default
+};
+
+// Measured rates of a machine, for predictions.
+struct MachineRates {
+  double flops_per_second = 0;  // of one thread, float32
+  std::int64_t cache_bytes = 0; // the fast memory M of the IO model
+};
+
+// Everything that explain() prints, as data.
+struct PlanFacts {
+  std::string impl;
+  std::string isa;
+  int threads = 1;
+  std::int64_t tile_q = 0;
+  std::int64_t tile_k = 0;
+  TileSchedule::Counts tiles;          // over all sequences and query heads
+  double flops = 0;                    // in the visited tiles: 2 (dim_qk + dim_v) a pair forward, 2 (3 dim_qk + 2 dim_v) backward
+  double flops_of_pairs = 0;           // of the pairs that attend alone
+  std::int64_t workspace_bytes = 0;
+  std::vector<std::string> refusals;   // "impl: reason", of the Impls that come before the chosen one
+};
+
+inline constexpr std::size_t kWorkspaceAlignment = 64;
+
+namespace internal {
+class Executable;
+}
+
+class Plan {
+ public:
+  // Throws Error(invalid_argument) for a bad problem, Error(unsupported) with every Impl's reason when none accepts.
+  // Plans are immutable; one may run from several threads at once, each with its own workspace and outputs.
+  static Plan make(const Problem& problem, Pass pass, const PlanOptions& options = {});
+
+  const Problem& problem() const { return problem_; }
+  Pass pass() const { return pass_; }
+  const PlanFacts& facts() const { return facts_; }
+  // Bytes that run() needs besides its tensors; it allocates nothing itself.
+  std::int64_t workspace_bytes() const { return facts_.workspace_bytes; }
+  // A page of text: Impl, refusals, tiles, FLOPs, memory, bytes moved in the IO model of the FlashAttention paper
+  // (Dao et al. 2022, Theorem 2) and, with `rates`, the predicted time.
+  std::string explain(const std::optional<MachineRates>& rates = std::nullopt) const;
+
+  // Validate the tensors, then compute. `workspace` must have workspace_bytes() bytes and start at a multiple of
+  // kWorkspaceAlignment; an empty span makes run() allocate its own for the call. `stream` is a cudaStream_t for CUDA plans, unused on the CPU.
+  void run(const ForwardTensors& tensors, std::span<std::byte> workspace = {}, void* stream = nullptr) const;
+  void run(const BackwardTensors& tensors, std::span<std::byte> workspace = {}, void* stream = nullptr) const;
+
+ private:
+  Plan() = default;
+  Problem problem_;
+  Pass pass_ = Pass::forward;
+  Device device_;
+  PlanFacts facts_;
+  std::shared_ptr<const internal::Executable> executable_;
+};
+
+// One row for each Impl: whether this machine has it and, if not, why.
+struct ImplInfo {
+  std::string name;
+  std::string summary;
+  bool available = false;
+  std::string reason;  // when it is not available
+};
+std::vector<ImplInfo> implementations();
+
+struct CpuInfo {
+  std::vector<std::string> isas;  // that this build has and this CPU runs, best first
+  std::string selected_isa;       // after TESSERA_ISA
+  int threads = 1;                // OpenMP's default
+  std::int64_t l2_bytes = 0;      // of one core; 0 when unknown
+};
+CpuInfo cpu_info();
+
+// Multiply-adds in registers alone with the given instruction set ("" for the selected one), one thread, best of
+// several runs of a few milliseconds: FLOP/s.
+double measure_peak_flops(const std::string& isa = {});
+
+}  // namespace tessera

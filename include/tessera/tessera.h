@@ -1,0 +1,11 @@
+// Everything.
+#pragma once
+
+#include "tessera/attention.h"
+#include "tessera/error.h"
+#include "tessera/mask.h"
+#include "tessera/plan.h"
+#include "tessera/problem.h"
+#include "tessera/tensor_view.h"
+#include "tessera/types.h"
+#include "tessera/version.h"

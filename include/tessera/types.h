@@ -1,0 +1,31 @@
+// Element types and devices.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace tessera {
+
+enum class DType : std::uint8_t { float32, bfloat16, float16, float64 };
+
+// Bytes of one element.
+std::int64_t dtype_bytes(DType dtype);
+// "float32", "bfloat16", "float16" or "float64".
+std::string_view dtype_name(DType dtype);
+// The inverse of dtype_name, which also takes the short forms "f32", "bf16", "f16" and "f64".
+// Throws Error(invalid_argument) for any other name.
+DType dtype_from_name(std::string_view name);
+
+enum class DeviceKind : std::uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  std::int32_t index = 0;
+  bool operator==(const Device&) const = default;
+};
+
+// Which of the two computations a plan is for.
+enum class Pass : std::uint8_t { forward, backward };
+std::string_view pass_name(Pass pass);
+
+}  // namespace tessera

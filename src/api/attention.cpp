@@ -1,0 +1,53 @@
+#include "tessera/attention.h"
+
+#include "core/fail.h"
+#include "cpu/merge.h"
+#include "plan/validate.h"
+
+namespace tessera {
+
+void attention_forward(const Problem& problem, const ForwardTensors& tensors, const PlanOptions& options, void* stream) {
+  Plan::make(problem, Pass::forward, options).run(tensors, {}, stream);
+}
+
+void attention_backward(const Problem& problem, const BackwardTensors& tensors, const PlanOptions& options,
+                        void* stream) {
+  Plan::make(problem, Pass::backward, options).run(tensors, {}, stream);
+}
+
+Problem problem_of(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
+                   const AttentionOptions& options) {
+  for (const auto& [name, view] : {std::pair{"q", &q}, std::pair{"k", &k}, std::pair{"v", &v}}) {
+    if (view->rank != 4) {
+      internal::fail_argument(name, view->describe(), "4 dimensions, [batch, seq, heads, dim]");
+    }
+  }
+  Problem problem;
+  problem.dtype = q.dtype;
+  problem.batch = q.shape[0];
+  problem.seq_q = q.shape[1];
+  problem.heads_q = q.shape[2];
+  problem.dim_qk = q.shape[3];
+  problem.seq_k = k.shape[1];
+  problem.heads_kv = k.shape[2];
+  problem.dim_v = v.shape[3];
+  problem.mask = options.mask;
+  problem.scale = options.scale;
+  problem.softcap = options.softcap;
+  problem.dropout = options.dropout;
+  return problem;
+}
+
+void attention_forward(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
+                       const TensorView& out, const TensorView& lse, const AttentionOptions& options) {
+  Problem problem = problem_of(q, k, v, options);
+  problem.output_dtype = out.dtype;
+  attention_forward(problem, ForwardTensors{q, k, v, out, lse, {}}, PlanOptions{q.device, {}, {}, 0});
+}
+
+void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
+  internal::validate_merge(a, b, result);
+  internal::cpu_merge(a, b, result);
+}
+
+}  // namespace tessera

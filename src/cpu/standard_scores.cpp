@@ -1,0 +1,167 @@
+#include "cpu/standard_scores.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "core/philox.h"
+#include "cpu/standard_rows.h"
+
+namespace tessera::internal {
+
+namespace {
+
+float slope_of(const ConstTensorView& slopes, std::int64_t batch, std::int64_t head) {
+  const std::int64_t index = slopes.rank == 2 ? batch * slopes.strides[0] + head * slopes.strides[1]
+                                              : head * slopes.strides[0];
+  return static_cast<const float*>(slopes.data)[index];
+}
+
+// Weights of dropout for the 64 keys of a group, in order.
+using GroupWeights = std::array<float, 64>;
+
+GroupWeights group_weights(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query,
+                           std::int64_t group, int threshold) {
+  constexpr int kLanes = 4;
+  const float kept = threshold < 256 ? 256.0F / static_cast<float>(256 - threshold) : 0.0F;
+  std::array<PhiloxBlock, kLanes> blocks;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    blocks[static_cast<std::size_t>(lane)] = dropout_block(dropout.seed, batch, head, query, group, lane);
+  }
+  GroupWeights weights;
+  for (std::int64_t key = 0; key < 64; ++key) {
+    const PhiloxBlock& block = blocks[static_cast<std::size_t>(dropout_lane(key))];
+    weights[static_cast<std::size_t>(key)] = static_cast<int>(dropout_byte(block, key)) >= threshold ? kept : 0.0F;
+  }
+  return weights;
+}
+
+void add_row(float* out, const float* row, float weight, std::int64_t dim) {
+  for (std::int64_t c = 0; c < dim; ++c) {
+    out[c] += weight * row[c];
+  }
+}
+
+constexpr std::size_t kMaxDim = 512;
+
+}  // namespace
+
+RowModifiers::RowModifiers(const StandardGeometry& geometry, const ScoreTensors& score, std::int64_t batch,
+                           std::int64_t head)
+    : problem_(geometry.problem()),
+      batch_(batch),
+      head_(head),
+      diagonal_(problem_.mask.alignment().resolve(geometry.span(batch).queries, geometry.span(batch).keys)),
+      threshold_(problem_.dropout.threshold()),
+      sink_(-std::numeric_limits<float>::infinity()),
+      bias_(score.bias) {
+  if (problem_.alibi) {
+    slope_ = slope_of(score.alibi_slopes, batch, head);
+  }
+  if (problem_.sinks) {
+    sink_ = static_cast<const float*>(score.sinks.data)[head * score.sinks.strides[0]];
+  }
+}
+
+void RowModifiers::add_bias(std::int64_t query, Range keys, float* row) const {
+  const auto stride = [this](std::size_t axis) { return bias_.shape[axis] == 1 ? 0 : bias_.strides[axis]; };
+  const std::int64_t begin = batch_ * stride(0) + head_ * stride(1) + query * stride(2);
+  const std::int64_t step = stride(3);
+  if (bias_.dtype == DType::float32 && step == 1) {
+    row_add(row + keys.begin, static_cast<const float*>(bias_.data) + begin + keys.begin, keys.size());
+    return;
+  }
+  std::array<float, 256> chunk;
+  for (std::int64_t j = keys.begin; j < keys.end; j += static_cast<std::int64_t>(chunk.size())) {
+    const auto size = std::min<std::int64_t>(keys.end - j, static_cast<std::int64_t>(chunk.size()));
+    for (std::int64_t c = 0; c < size; ++c) {
+      chunk[static_cast<std::size_t>(c)] =
+          static_cast<float>(load_element(bias_.data, bias_.dtype, begin + (j + c) * step));
+    }
+    row_add(row + j, chunk.data(), size);
+  }
+}
+
+void RowModifiers::apply(std::int64_t query, Range keys, float* row, float* derivative) const {
+  float* first = row + keys.begin;
+  if (problem_.softcap > 0) {
+    row_softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(), problem_.softcap);
+  }
+  if (problem_.bias_shape) {
+    add_bias(query, keys, row);
+  }
+  if (problem_.alibi) {
+    row_subtract_distance(first, keys.size(), slope_, query + diagonal_ - keys.begin);
+  }
+  row_round(first, keys.size(), problem_.dtype);
+}
+
+void RowModifiers::drop(std::int64_t query, Range keys, float* first, float* second) const {
+  const Dropout& dropout = problem_.dropout;
+  std::int64_t j = keys.begin;
+  while (j < keys.end) {
+    const std::int64_t position = j + dropout.key_start;
+    const std::int64_t size = std::min<std::int64_t>(keys.end - j, 64 - (position & 63));
+    const GroupWeights weights = group_weights(dropout, batch_ + dropout.batch_start, head_ + dropout.head_start,
+                                               query + dropout.query_start, position >> 6, threshold_);
+    const float* used = weights.data() + (position & 63);
+    row_multiply(first + j, used, size);
+    if (second != nullptr) {
+      row_multiply(second + j, used, size);
+    }
+    j += size;
+  }
+}
+
+void finish_row(DType dtype, std::int64_t size, Range keys, float* row) {
+  const Range used = keys.empty() ? Range{0, 0} : keys;
+  std::fill(row, row + used.begin, 0.0F);
+  row_round(row + used.begin, used.size(), dtype);
+  std::fill(row + used.end, row + size, 0.0F);
+}
+
+void take_out(float* rows, std::int64_t count, std::int64_t dim, std::uint8_t* flags) {
+  for (std::int64_t row = 0; row < count; ++row) {
+    flags[row] = row_finite(rows + row * dim, dim) ? 0 : 1;
+    if (flags[row] != 0) {
+      std::fill(rows + row * dim, rows + (row + 1) * dim, 0.0F);
+    }
+  }
+}
+
+void put_in_keys(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+                 const std::uint8_t* flags, const Rows<const void>& keys, std::int64_t dim, float* out) {
+  const TileSchedule& schedule = geometry.schedule(band.batch);
+  const std::int64_t key_count = geometry.span(band.batch).keys;
+  std::array<float, kMaxDim> row;
+  for (const std::uint8_t* flag = std::find(flags, flags + key_count, 1); flag != flags + key_count;
+       flag = std::find(flag + 1, flags + key_count, 1)) {
+    const std::int64_t key = flag - flags;
+    load_row(keys, key, dim, row.data());
+    for (std::int64_t query = band.begin; query < band.end; ++query) {
+      const Range seen = schedule.keys_of(query);
+      if (seen.begin <= key && key < seen.end) {
+        const std::int64_t local = query - band.begin;
+        add_row(out + local * dim, row.data(), factor * weights[local * key_count + key], dim);
+      }
+    }
+  }
+}
+
+void put_in_queries(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+                    const std::uint8_t* flags, const Rows<const void>& queries, std::int64_t dim, float* out) {
+  const TileSchedule& schedule = geometry.schedule(band.batch);
+  const SequenceSpan span = geometry.span(band.batch);
+  std::array<float, kMaxDim> row;
+  for (const std::uint8_t* flag = std::find(flags, flags + span.queries, 1); flag != flags + span.queries;
+       flag = std::find(flag + 1, flags + span.queries, 1)) {
+    const std::int64_t query = flag - flags;
+    const Range seen = schedule.keys_of(query);
+    load_row(queries, query, dim, row.data());
+    for (std::int64_t key = std::max(band.begin, seen.begin); key < std::min(band.end, seen.end); ++key) {
+      add_row(out + (key - band.begin) * dim, row.data(), factor * weights[query * span.keys + key], dim);
+    }
+  }
+}
+
+}  // namespace tessera::internal

@@ -1,0 +1,55 @@
+// What happens to a row of scores between the matrix products, and the rows that the products must not mix up.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/standard_geometry.h"
+
+namespace tessera::internal {
+
+// The score modifiers of one sequence and query head.
+class RowModifiers {
+ public:
+  RowModifiers(const StandardGeometry& geometry, const ScoreTensors& score, std::int64_t batch, std::int64_t head);
+
+  // From scale * q . k to the score, rounded to the problem's dtype. `row` is the whole row, of which `keys` attend.
+  // With softcap and `derivative`, also the derivative with respect to scale * q . k.
+  void apply(std::int64_t query, Range keys, float* row, float* derivative) const;
+  // Multiplies by 0 where dropout drops and by the kept weights' factor elsewhere; `second` may be null.
+  void drop(std::int64_t query, Range keys, float* first, float* second) const;
+  bool drops() const { return threshold_ > 0; }
+  // The head's sink, or -inf.
+  float sink() const { return sink_; }
+
+ private:
+  void add_bias(std::int64_t query, Range keys, float* row) const;
+
+  const Problem& problem_;
+  std::int64_t batch_;
+  std::int64_t head_;
+  std::int64_t diagonal_;
+  int threshold_;
+  float slope_ = 0;
+  float sink_;
+  ConstTensorView bias_;
+};
+
+// Rounds the part of a row that attends and clears the rest.
+void finish_row(DType dtype, std::int64_t size, Range keys, float* row);
+
+// A matrix product adds weight 0 times every row of its second operand; where such a row holds NaN or Inf that would
+// reach queries or keys that do not see it. So with a mask those rows are taken out of the products and put in pair by
+// pair afterwards.
+//
+// Zeroes the rows that hold NaN or Inf and sets their flags.
+void take_out(float* rows, std::int64_t count, std::int64_t dim, std::uint8_t* flags);
+// Adds factor * weight[query, key] * v[key] to out[query] for the flagged keys that each query of `band` sees.
+// `weights` is the row of scores of the band's first query, `out` that query's row.
+void put_in_keys(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+                 const std::uint8_t* flags, const Rows<const void>& keys, std::int64_t dim, float* out);
+// Adds factor * weight[query, key] * q[query] to out[key] for the flagged queries that see each key of `band`.
+// `weights` is row 0 of the scores of a query head, `out` the row of the band's first key.
+void put_in_queries(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+                    const std::uint8_t* flags, const Rows<const void>& queries, std::int64_t dim, float* out);
+
+}  // namespace tessera::internal

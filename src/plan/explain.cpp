@@ -1,0 +1,116 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <sstream>
+
+#include "core/fail.h"
+#include "tessera/plan.h"
+
+namespace tessera {
+
+namespace {
+
+std::string with_unit(double value, double base, const std::array<const char*, 5>& units) {
+  std::size_t unit = 0;
+  while (value >= base && unit + 1 < units.size()) {
+    value /= base;
+    ++unit;
+  }
+  std::ostringstream text;
+  text.precision(value >= 100 ? 0 : value >= 10 ? 1 : 2);
+  text << std::fixed << value << ' ' << units[unit];
+  return text.str();
+}
+
+std::string bytes_text(double bytes) { return with_unit(bytes, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}); }
+std::string flops_text(double flops) { return with_unit(flops, 1000, {"FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"}); }
+
+std::string time_text(double seconds) {
+  return seconds < 1e-3   ? with_unit(seconds * 1e6, 1e9, {"us", "", "", "", ""})
+         : seconds < 1.0  ? with_unit(seconds * 1e3, 1e9, {"ms", "", "", "", ""})
+                          : with_unit(seconds, 1e9, {"s", "", "", "", ""});
+}
+
+std::string percent(double share) {
+  std::ostringstream text;
+  text.precision(1);
+  text << std::fixed << 100 * share << " %";
+  return text.str();
+}
+
+// Bytes moved between memory and a fast memory of M bytes, in the model of Dao et al. 2022: Theorem 2 states
+// Theta(N d + N^2) accesses for standard attention and Theta(N^2 d^2 / M) for FlashAttention. Constants are those of the
+// algorithms as written there (Algorithms 0 and 1; 3 and 4 for the backward pass).
+struct IoModel {
+  double standard = 0;
+  double flash = 0;
+};
+
+IoModel io_model(const Problem& problem, const PlanFacts& facts, Pass pass, std::int64_t cache_bytes) {
+  const auto element = static_cast<double>(dtype_bytes(problem.dtype));
+  const double dims = static_cast<double>(problem.dim_qk + problem.dim_v);
+  const double linear_q = static_cast<double>(problem.total_q() * problem.heads_q) * dims;
+  const double linear_k = static_cast<double>(problem.total_k() * problem.heads_kv) * dims;
+  const double passes = pass == Pass::forward ? 1 : 2;
+  double scores = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const SequenceSpan span = problem.sequence(b);
+    scores += static_cast<double>(span.queries) * static_cast<double>(span.keys);
+  }
+  scores *= static_cast<double>(problem.heads_q);
+  const auto pairs = static_cast<double>(facts.tiles.pairs);
+  const double rows_in_cache =
+      std::max(1.0, std::floor(static_cast<double>(cache_bytes) / (2 * dims * element)));
+  IoModel model;
+  model.standard = element * (passes * (linear_q + linear_k) + 4 * passes * scores);
+  model.flash = element * (passes * (linear_q + linear_k) + passes * pairs / rows_in_cache * dims);
+  return model;
+}
+
+void write_work(std::ostream& out, const Problem& problem, const PlanFacts& facts) {
+  const auto& tiles = facts.tiles;
+  const std::int64_t all = tiles.full + tiles.partial + tiles.skipped;
+  out << "tiles      " << facts.tile_q << " queries x " << facts.tile_k << " keys: " << tiles.full + tiles.partial
+      << " visited of " << all << " (" << tiles.full << " full, " << tiles.partial << " partial, " << tiles.skipped
+      << " skipped)\n";
+  out << "pairs      " << tiles.pairs << " (query, key, head) triples attend\n";
+  out << "FLOPs      " << flops_text(facts.flops_of_pairs) << " for the pairs that attend, " << flops_text(facts.flops)
+      << " in the visited tiles\n";
+  double score_bytes = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const SequenceSpan span = problem.sequence(b);
+    score_bytes += static_cast<double>(span.queries) * static_cast<double>(span.keys);
+  }
+  score_bytes *= static_cast<double>(problem.heads_q * dtype_bytes(problem.dtype));
+  out << "workspace  " << bytes_text(static_cast<double>(facts.workspace_bytes)) << " (" << facts.workspace_bytes
+      << " bytes), " << (facts.impl == "standard" ? "quadratic" : "linear")
+      << " in the sequence length; the score matrix alone would take " << bytes_text(score_bytes) << "\n";
+}
+
+}  // namespace
+
+std::string Plan::explain(const std::optional<MachineRates>& rates) const {
+  constexpr std::int64_t kDefaultCacheBytes = std::int64_t{1} << 20;
+  constexpr double kExpectedShareOfPeak = 0.85;
+  std::ostringstream out;
+  out << "problem    " << problem_.describe() << ", " << pass_name(pass_) << "\n";
+  out << "impl       " << facts_.impl << " (" << facts_.isa << (facts_.isa.empty() ? "" : ", ") << facts_.threads
+      << (facts_.threads == 1 ? " thread" : " threads") << ")\n";
+  for (const std::string& reason : facts_.refusals) {
+    out << "refused    " << reason << "\n";
+  }
+  write_work(out, problem_, facts_);
+  const std::int64_t cache = rates && rates->cache_bytes > 0 ? rates->cache_bytes : kDefaultCacheBytes;
+  const IoModel model = io_model(problem_, facts_, pass_, cache);
+  out << "bytes      " << bytes_text(model.flash) << " against " << bytes_text(model.standard)
+      << " of standard attention (IO model of FlashAttention, Theorem 2, fast memory "
+      << bytes_text(static_cast<double>(cache)) << ")\n";
+  if (rates && rates->flops_per_second > 0) {
+    const double rate = rates->flops_per_second * facts_.threads * kExpectedShareOfPeak;
+    out << "predicted  " << time_text(facts_.flops_of_pairs / rate) << " at " << percent(kExpectedShareOfPeak) << " of "
+        << flops_text(rates->flops_per_second) << "/s a thread\n";
+  }
+  return out.str();
+}
+
+}  // namespace tessera

@@ -1,0 +1,59 @@
+// The interface between plans and implementations.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "tessera/plan.h"
+
+namespace tessera::internal {
+
+// A problem made ready to run: every decision is taken. run() allocates nothing and may be called from several threads.
+class Executable {
+ public:
+  Executable() = default;
+  Executable(const Executable&) = delete;
+  Executable& operator=(const Executable&) = delete;
+  virtual ~Executable() = default;
+
+  // isa, threads, tile_q, tile_k and workspace_bytes are filled in; the plan adds the rest.
+  virtual PlanFacts facts() const = 0;
+  // `workspace` has facts().workspace_bytes bytes, aligned to kWorkspaceAlignment. The tensors are valid.
+  // An executable is prepared for one pass; the plan calls the other one's run() never.
+  virtual void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* stream) const;
+  virtual void run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const;
+};
+
+// One implementation. Instances live as long as the program.
+class Impl {
+ public:
+  Impl() = default;
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  virtual ~Impl() = default;
+
+  virtual std::string_view name() const = 0;
+  virtual std::string_view summary() const = 0;
+  // Why this machine or build does not have it; nullopt when it does.
+  virtual std::optional<std::string> unavailable() const { return std::nullopt; }
+  // Why it does not take this problem, by the name of the field; nullopt when it does. Never called for a problem that
+  // is not valid.
+  virtual std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const = 0;
+  // The problem must not be refused.
+  virtual std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
+                                                    const PlanOptions& options) const = 0;
+};
+
+struct Selection {
+  std::unique_ptr<const Executable> executable;
+  PlanFacts facts;
+};
+
+// The first of `impls` that accepts, or the one that options.impl names.
+Selection select(std::span<const Impl* const> impls, const Problem& problem, Pass pass, const PlanOptions& options);
+
+}  // namespace tessera::internal

@@ -1,0 +1,100 @@
+#include <algorithm>
+
+#include "core/fail.h"
+#include "plan/impl.h"
+
+namespace tessera::internal {
+
+namespace {
+
+std::optional<std::string> refusal(const Impl& impl, const Problem& problem, Pass pass, const PlanOptions& options) {
+  if (auto reason = impl.unavailable()) {
+    return reason;
+  }
+  return impl.refuses(problem, pass, options);
+}
+
+bool sequences_are_alike(const Problem& problem) {
+  return !problem.ragged() && problem.key_lengths.empty() && !problem.mask.has_segments();
+}
+
+TileSchedule::Counts count_tiles(const Problem& problem, std::int64_t tile_q, std::int64_t tile_k) {
+  TileSchedule::Counts total;
+  const auto add = [&](std::int64_t batch_index, std::int64_t times) {
+    const TileSchedule::Counts counts = problem.schedule(batch_index, tile_q, tile_k).count();
+    total.full += times * counts.full;
+    total.partial += times * counts.partial;
+    total.skipped += times * counts.skipped;
+    total.pairs += times * counts.pairs;
+  };
+  if (sequences_are_alike(problem)) {
+    if (problem.batch > 0) {
+      add(0, problem.batch * problem.heads_q);
+    }
+    return total;
+  }
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    add(b, problem.heads_q);
+  }
+  return total;
+}
+
+void add_counts(PlanFacts& facts, const Problem& problem, Pass pass) {
+  const auto qk = static_cast<double>(problem.dim_qk);
+  const auto v = static_cast<double>(problem.dim_v);
+  const double flops_per_pair = pass == Pass::forward ? 2 * (qk + v) : 2 * (3 * qk + 2 * v);
+  facts.tiles = count_tiles(problem, std::max<std::int64_t>(facts.tile_q, 1), std::max<std::int64_t>(facts.tile_k, 1));
+  const double visited = static_cast<double>(facts.tiles.full + facts.tiles.partial);
+  facts.flops = visited * static_cast<double>(facts.tile_q * facts.tile_k) * flops_per_pair;
+  facts.flops_of_pairs = static_cast<double>(facts.tiles.pairs) * flops_per_pair;
+}
+
+std::string names_of(std::span<const Impl* const> impls) {
+  std::string names;
+  for (const Impl* impl : impls) {
+    names += (names.empty() ? "" : ", ") + std::string(impl->name());
+  }
+  return names;
+}
+
+}  // namespace
+
+void Executable::run(const ForwardTensors& /*tensors*/, std::span<std::byte> /*workspace*/, void* /*stream*/) const {
+  throw Error(ErrorCode::internal, "this plan was made for the backward pass");
+}
+
+void Executable::run(const BackwardTensors& /*tensors*/, std::span<std::byte> /*workspace*/, void* /*stream*/) const {
+  throw Error(ErrorCode::internal, "this plan was made for the forward pass");
+}
+
+Selection select(std::span<const Impl* const> impls, const Problem& problem, Pass pass, const PlanOptions& options) {
+  std::vector<std::string> refusals;
+  bool name_known = options.impl.empty();
+  for (const Impl* impl : impls) {
+    if (!options.impl.empty() && options.impl != impl->name()) {
+      continue;
+    }
+    name_known = true;
+    if (const auto reason = refusal(*impl, problem, pass, options)) {
+      refusals.push_back(std::string(impl->name()) + ": " + *reason);
+      continue;
+    }
+    Selection selection;
+    selection.executable = impl->prepare(problem, pass, options);
+    selection.facts = selection.executable->facts();
+    selection.facts.impl = impl->name();
+    selection.facts.refusals = std::move(refusals);
+    add_counts(selection.facts, problem, pass);
+    return selection;
+  }
+  if (!name_known) {
+    fail_argument("impl", options.impl, names_of(impls));
+  }
+  std::string message = "no implementation accepts this problem (" + problem.describe() + ")";
+  for (const std::string& reason : refusals) {
+    message += "; " + reason;
+  }
+  throw Error(ErrorCode::unsupported, message);
+}
+
+}  // namespace tessera::internal

@@ -1,0 +1,205 @@
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "core/fail.h"
+#include "plan/validate.h"
+
+namespace tessera::internal {
+
+namespace {
+
+std::string shape_text(std::initializer_list<std::int64_t> shape) {
+  std::string text = "[";
+  for (const std::int64_t extent : shape) {
+    text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  }
+  return text + "]";
+}
+
+struct Expected {
+  DType dtype;
+  Device device;
+  bool free_last_stride = false;
+  bool output = false;
+};
+
+bool shape_equals(const ConstTensorView& view, std::initializer_list<std::int64_t> shape) {
+  return view.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), view.shape.begin());
+}
+
+void check_strides(std::string_view name, const ConstTensorView& view, const Expected& expected) {
+  const auto last = static_cast<std::size_t>(view.rank - 1);
+  if (!expected.free_last_stride && view.shape[last] > 1 && view.strides[last] != 1) {
+    fail_argument(std::string(name) + " stride of the last dimension", view.strides[last], "1");
+  }
+  for (std::size_t axis = 0; expected.output && axis <= last; ++axis) {
+    if (view.shape[axis] > 1 && view.strides[axis] == 0) {
+      fail_argument(std::string(name) + " stride " + std::to_string(axis), std::int64_t{0},
+                    "strides other than 0 in a tensor that is written");
+    }
+  }
+}
+
+void check_tensor(std::string_view name, const ConstTensorView& view, std::initializer_list<std::int64_t> shape,
+                  const Expected& expected) {
+  if (view.absent()) {
+    fail_argument(name, "absent", "a tensor " + std::string(dtype_name(expected.dtype)) + shape_text(shape));
+  }
+  if (!shape_equals(view, shape)) {
+    fail_argument(name, view.describe(), "shape " + shape_text(shape));
+  }
+  if (view.dtype != expected.dtype) {
+    fail_argument(std::string(name) + " dtype", dtype_name(view.dtype), dtype_name(expected.dtype));
+  }
+  if (!(view.device == expected.device)) {
+    fail_argument(std::string(name) + " device", view.device.kind == DeviceKind::cpu ? "cpu" : "cuda",
+                  expected.device.kind == DeviceKind::cpu ? "cpu" : "the plan's CUDA device");
+  }
+  if (view.data == nullptr && view.elements() > 0) {
+    fail_argument(std::string(name) + " data", "null", "a pointer to " + std::to_string(view.elements()) + " elements");
+  }
+  check_strides(name, view, expected);
+}
+
+// Tokens-by-heads-by-dim tensors, in the problem's layout.
+void check_rows(std::string_view name, const ConstTensorView& view, const Problem& problem, bool query_side,
+                std::int64_t dim, const Expected& expected) {
+  const std::int64_t heads = query_side ? problem.heads_q : problem.heads_kv;
+  if (problem.ragged()) {
+    check_tensor(name, view, {query_side ? problem.total_q() : problem.total_k(), heads, dim}, expected);
+  } else {
+    check_tensor(name, view, {problem.batch, query_side ? problem.seq_q : problem.seq_k, heads, dim}, expected);
+  }
+}
+
+// LSE, sinks, slopes and their gradients: float32, or float64 in a float64 problem.
+DType statistics_dtype(const Problem& problem) {
+  return problem.dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
+void check_lse(std::string_view name, const ConstTensorView& view, const Problem& problem, const Device& device,
+               bool output) {
+  const Expected expected{statistics_dtype(problem), device, true, output};
+  if (problem.ragged()) {
+    check_tensor(name, view, {problem.heads_q, problem.total_q()}, expected);
+  } else {
+    check_tensor(name, view, {problem.batch, problem.heads_q, problem.seq_q}, expected);
+  }
+}
+
+void check_presence(std::string_view name, bool wanted, const ConstTensorView& view, std::string_view field) {
+  if (!wanted && !view.absent()) {
+    fail_argument(name, view.describe(), "absent, since the problem has no " + std::string(field));
+  }
+}
+
+void check_score(const Problem& problem, const ScoreTensors& score, const Device& device) {
+  check_presence("bias", problem.bias_shape.has_value(), score.bias, "bias_shape");
+  if (problem.bias_shape) {
+    const auto& shape = *problem.bias_shape;
+    check_tensor("bias", score.bias, {shape[0], shape[1], shape[2], shape[3]}, {problem.bias_dtype, device, true});
+  }
+  check_presence("alibi_slopes", problem.alibi, score.alibi_slopes, "alibi");
+  if (problem.alibi && score.alibi_slopes.rank == 2) {
+    check_tensor("alibi_slopes", score.alibi_slopes, {problem.batch, problem.heads_q}, {statistics_dtype(problem), device, true});
+  } else if (problem.alibi) {
+    check_tensor("alibi_slopes", score.alibi_slopes, {problem.heads_q}, {statistics_dtype(problem), device, true});
+  }
+  check_presence("sinks", problem.sinks, score.sinks, "sinks");
+  if (problem.sinks) {
+    check_tensor("sinks", score.sinks, {problem.heads_q}, {statistics_dtype(problem), device, true});
+  }
+}
+
+void check_dbias(const Problem& problem, const ConstTensorView& dbias, const Device& device) {
+  if (dbias.absent()) {
+    return;
+  }
+  if (!problem.bias_shape) {
+    fail_argument("dbias", dbias.describe(), "absent, since the problem has no bias_shape");
+  }
+  if (dbias.rank != 4) {
+    fail_argument("dbias", dbias.describe(), "4 dimensions");
+  }
+  const std::array<std::int64_t, 4> whole{problem.batch, problem.heads_q, problem.seq_q, problem.seq_k};
+  for (std::size_t axis = 0; axis < whole.size(); ++axis) {
+    if (dbias.shape[axis] != 1 && dbias.shape[axis] != whole[axis]) {
+      fail_argument("dbias", dbias.describe(), "extents of 1 or of " +
+                                                   shape_text({whole[0], whole[1], whole[2], whole[3]}));
+    }
+  }
+  const auto& shape = dbias.shape;
+  if (dbias.dtype != DType::float32 && dbias.dtype != problem.dtype) {
+    fail_argument("dbias dtype", dtype_name(dbias.dtype), "float32 or the problem's dtype");
+  }
+  check_tensor("dbias", dbias, {shape[0], shape[1], shape[2], shape[3]}, {dbias.dtype, device, true, true});
+}
+
+}  // namespace
+
+void validate(const Problem& problem, const ForwardTensors& tensors, const Device& device) {
+  const Expected input{problem.dtype, device};
+  check_rows("q", tensors.q, problem, true, problem.dim_qk, input);
+  check_rows("k", tensors.k, problem, false, problem.dim_qk, input);
+  check_rows("v", tensors.v, problem, false, problem.dim_v, input);
+  check_rows("out", tensors.out, problem, true, problem.dim_v, {problem.out_dtype(), device, false, true});
+  if (!tensors.lse.absent()) {
+    check_lse("lse", tensors.lse, problem, device, true);
+  }
+  check_score(problem, tensors.score, device);
+}
+
+void validate(const Problem& problem, const BackwardTensors& tensors, const Device& device) {
+  const Expected input{problem.dtype, device};
+  const Expected output_side{problem.out_dtype(), device};
+  const Expected written{problem.out_dtype(), device, false, true};
+  check_rows("q", tensors.q, problem, true, problem.dim_qk, input);
+  check_rows("k", tensors.k, problem, false, problem.dim_qk, input);
+  check_rows("v", tensors.v, problem, false, problem.dim_v, input);
+  check_rows("out", tensors.out, problem, true, problem.dim_v, output_side);
+  check_lse("lse", tensors.lse, problem, device, false);
+  check_rows("dout", tensors.dout, problem, true, problem.dim_v, output_side);
+  if (!tensors.dlse.absent()) {
+    check_lse("dlse", tensors.dlse, problem, device, false);
+  }
+  check_rows("dq", tensors.dq, problem, true, problem.dim_qk, written);
+  check_rows("dk", tensors.dk, problem, false, problem.dim_qk, written);
+  check_rows("dv", tensors.dv, problem, false, problem.dim_v, written);
+  check_score(problem, tensors.score, device);
+  check_dbias(problem, tensors.dbias, device);
+  if (!tensors.dsinks.absent()) {
+    if (!problem.sinks) {
+      fail_argument("dsinks", tensors.dsinks.describe(), "absent, since the problem has no sinks");
+    }
+    check_tensor("dsinks", tensors.dsinks, {problem.heads_q}, {statistics_dtype(problem), device, true, true});
+  }
+}
+
+void validate_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
+  const auto check = [&a](const std::string& name, const ConstTensorView& out, const ConstTensorView& lse, bool output) {
+    if (out.rank != 3 && out.rank != 4) {
+      fail_argument(name + ".out", out.describe(), "[batch, seq, heads, dim] or [total, heads, dim]");
+    }
+    if (out.dtype == DType::float64) {
+      fail_argument(name + ".out dtype", dtype_name(out.dtype), "float32, bfloat16, float16");
+    }
+    const auto& s = a.out.shape;
+    const Device device = a.out.device;
+    if (device.kind != DeviceKind::cpu) {
+      fail_argument(name + ".out device", "cuda", "cpu");
+    }
+    if (a.out.rank == 3) {
+      check_tensor(name + ".out", out, {s[0], s[1], s[2]}, {out.dtype, device, false, output});
+      check_tensor(name + ".lse", lse, {s[1], s[0]}, {DType::float32, device, true, output});
+    } else {
+      check_tensor(name + ".out", out, {s[0], s[1], s[2], s[3]}, {out.dtype, device, false, output});
+      check_tensor(name + ".lse", lse, {s[0], s[2], s[1]}, {DType::float32, device, true, output});
+    }
+  };
+  check("a", a.out, a.lse, false);
+  check("b", b.out, b.lse, false);
+  check("result", result.out, result.lse, true);
+}
+
+}  // namespace tessera::internal
