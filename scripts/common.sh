@@ -14,14 +14,7 @@ stage() {
   local name="$1" start=$SECONDS status=0
   shift
   printf '\n=== %s\n' "$name"
-  # Run apart, so that errexit holds inside functions too.
-  set +e
-  (
-    set -e
-    "$@"
-  )
-  status=$?
-  set -e
+  "$@" || status=$?
   local result=passed
   if ((status != 0)); then
     result="FAILED ($status)"
@@ -42,14 +35,12 @@ stage_table() {
   printf '%-32s %8d\n' total "$SECONDS"
 }
 
-# configure_and_build PRESET [TARGET...]
+# configure_and_build PRESET. Joined by && because errexit does not hold inside a stage.
 configure_and_build() {
-  local preset="$1"
-  shift
-  cmake --preset "$preset"
-  if (($# > 0)); then
-    cmake --build "build/$preset" -j "$jobs" --target "$@"
-  else
-    cmake --build "build/$preset" -j "$jobs"
-  fi
+  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs"
+}
+
+# The C++ files that git tracks or would track, each ended by a null byte.
+own_cpp_sources() {
+  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp'
 }

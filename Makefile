@@ -1,0 +1,31 @@
+# Each target sets up what it needs by itself.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench format lint clean
+
+help:
+	@echo "make demo    build, then show what Tessera does: info, verify, bench, a real model"
+	@echo "make test    everything that has to pass: build, lint, tests, sanitizers, fuzzers"
+	@echo "make bench   the benchmarks behind the figures in README.md"
+	@echo "make format  format the sources in place"
+	@echo "make lint    clang-format, ruff and clang-tidy, without changing anything"
+	@echo "make clean   remove the build folder"
+
+demo:
+	@scripts/demo.sh
+
+test:
+	@scripts/test.sh
+
+bench:
+	@scripts/bench.sh
+
+format:
+	@scripts/setup.sh
+	@scripts/format.sh
+
+lint:
+	@scripts/setup.sh test
+	@scripts/lint.sh
+
+clean:
+	rm -rf build

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything that has to pass: build, lint, tests, the sanitizers and a short run of each fuzzer. Ends with a table of
+# times and one line of counts; the status is 0 only if all passed.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+fuzz_seconds="${FUZZ_SECONDS:-5}"
+
+# ThreadSanitizer of older Clang releases cannot place its shadow memory under full address randomisation.
+fixed_addresses=()
+if setarch "$(uname -m)" -R true 2>/dev/null; then
+  fixed_addresses=(setarch "$(uname -m)" -R)
+fi
+
+run_tests() {
+  local preset="$1"
+  shift
+  rm -f "build/$preset/results.xml"
+  "${fixed_addresses[@]}" ctest --preset "$preset" -j "$jobs" --output-junit "$PWD/build/$preset/results.xml" "$@"
+}
+
+set -- dev asan-ubsan tsan
+stage "set-up" scripts/setup.sh test || exit 1
+if stage "build: dev" configure_and_build dev; then
+  stage "lint" scripts/lint.sh build/dev || true
+  stage "tests: dev" run_tests dev -LE gpu || true
+fi
+if stage "build: asan-ubsan" configure_and_build asan-ubsan; then
+  stage "tests: asan-ubsan" run_tests asan-ubsan -L cpu -LE 'slow|gpu|fuzz' || true
+  stage "fuzzers" scripts/fuzz.sh build/asan-ubsan "$fuzz_seconds" || true
+fi
+if stage "build: tsan" configure_and_build tsan; then
+  stage "tests: tsan" run_tests tsan -L cpu -LE 'slow|gpu|fuzz' || true
+fi
+
+stage_table
+python scripts/count_tests.py --failed-stages "$failed_stages" "${@/#/build/}"

@@ -1,0 +1,14 @@
+// What every sanitized test wants of its sanitizer, so that a test run by hand behaves as one run by ctest.
+extern "C" {
+
+const char* __asan_default_options();
+const char* __tsan_default_options();
+const char* __ubsan_default_options();
+
+const char* __asan_default_options() { return "detect_stack_use_after_return=1:strict_string_checks=1"; }
+
+// The OpenMP runtime is not instrumented; its Archer tool tells ThreadSanitizer of the synchronisation instead.
+const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1:halt_on_error=1"; }
+
+const char* __ubsan_default_options() { return "print_stacktrace=1"; }
+}
