@@ -1,0 +1,216 @@
+// tessera._tessera: the functions that the package wraps. Shapes, strides and dtypes are checked by the library alone.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "options.h"
+#include "plan_cache.h"
+#include "tessera/tessera.h"
+
+namespace nb = nanobind;
+
+namespace tessera::python {
+
+namespace {
+
+PlanCache& plan_cache() {
+  static PlanCache cache;
+  return cache;
+}
+
+void translate(const std::exception_ptr& pointer, void* /*payload*/) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    PyObject* type = PyExc_RuntimeError;
+    switch (error.code()) {
+      case ErrorCode::invalid_argument:
+        type = PyExc_ValueError;
+        break;
+      case ErrorCode::unsupported:
+        type = PyExc_NotImplementedError;
+        break;
+      case ErrorCode::io:
+        type = PyExc_OSError;
+        break;
+      case ErrorCode::internal:
+        break;
+    }
+    PyErr_SetString(type, error.what());
+  }
+}
+
+// A tensor that is written: the caller's, or one that `allocate(shape, dtype name)` makes.
+struct Output {
+  nb::object object = nb::none();
+  TensorView view;
+};
+
+Output output_of(const nb::object& given, const char* name, const nb::callable& allocate,
+                 const std::vector<std::int64_t>& shape, DType dtype) {
+  Output output;
+  output.object = given.is_none() ? allocate(shape, std::string(dtype_name(dtype))) : given;
+  MutableArray array;
+  if (!nb::try_cast<MutableArray>(output.object, array)) {
+    throw Error(ErrorCode::invalid_argument, std::string(name) + ": " + nb::type_name(output.object.type()).c_str() +
+                                                 "; accepted: a DLPack tensor that can be written");
+  }
+  output.view = view_of(array, name);
+  return output;
+}
+
+// For an optional gradient: False or None leaves it out, True allocates it, a tensor is written to.
+Output optional_output_of(const nb::object& wanted, const char* name, const nb::callable& allocate,
+                          const std::vector<std::int64_t>& shape, DType dtype) {
+  if (wanted.is_none() || wanted.is(nb::bool_(false))) {
+    return {};
+  }
+  return output_of(wanted.is(nb::bool_(true)) ? nb::object(nb::none()) : wanted, name, allocate, shape, dtype);
+}
+
+std::vector<std::int64_t> rows(const Problem& problem, bool query_side, std::int64_t heads, std::int64_t dim) {
+  if (problem.ragged()) {
+    return {query_side ? problem.total_q() : problem.total_k(), heads, dim};
+  }
+  return {problem.batch, query_side ? problem.seq_q : problem.seq_k, heads, dim};
+}
+
+std::vector<std::int64_t> lse_shape(const Problem& problem) {
+  if (problem.ragged()) {
+    return {problem.heads_q, problem.total_q()};
+  }
+  return {problem.batch, problem.heads_q, problem.seq_q};
+}
+
+DType statistics_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+nb::tuple forward(const Array& q, const Array& k, const Array& v, const nb::object& out, const nb::object& lse,
+                  const nb::callable& allocate, const nb::dict& options) {
+  ForwardTensors tensors;
+  tensors.q = view_of(q, "q");
+  tensors.k = view_of(k, "k");
+  tensors.v = view_of(v, "v");
+  const Call call = make_call(tensors.q, tensors.k, tensors.v, options);
+  const Problem& problem = call.problem;
+  const Plan plan = plan_cache().get(problem, Pass::forward, call.plan);
+  const Output o =
+      output_of(out, "out", allocate, rows(problem, true, problem.heads_q, problem.dim_v), problem.out_dtype());
+  const Output l = output_of(lse, "lse", allocate, lse_shape(problem), statistics_dtype(problem.dtype));
+  tensors.out = o.view;
+  tensors.lse = l.view;
+  tensors.score = call.score;
+  {
+    const nb::gil_scoped_release release;
+    plan.run(tensors);
+  }
+  return nb::make_tuple(o.object, l.object);
+}
+
+nb::tuple backward(const Array& dout, const Array& q, const Array& k, const Array& v, const Array& out,
+                   const Array& lse, const std::optional<Array>& dlse, const nb::dict& wanted,
+                   const nb::callable& allocate, const nb::dict& options) {
+  BackwardTensors tensors;
+  tensors.q = view_of(q, "q");
+  tensors.k = view_of(k, "k");
+  tensors.v = view_of(v, "v");
+  tensors.out = view_of(out, "out");
+  tensors.lse = view_of(lse, "lse");
+  tensors.dout = view_of(dout, "dout");
+  if (dlse) {
+    tensors.dlse = view_of(*dlse, "dlse");
+  }
+  const Call call = make_call(tensors.q, tensors.k, tensors.v, options);
+  const Problem& problem = call.problem;
+  const Plan plan = plan_cache().get(problem, Pass::backward, call.plan);
+
+  const DType dtype = problem.out_dtype();
+  const Output dq =
+      output_of(wanted["dq"], "dq", allocate, rows(problem, true, problem.heads_q, problem.dim_qk), dtype);
+  const Output dk =
+      output_of(wanted["dk"], "dk", allocate, rows(problem, false, problem.heads_kv, problem.dim_qk), dtype);
+  const Output dv =
+      output_of(wanted["dv"], "dv", allocate, rows(problem, false, problem.heads_kv, problem.dim_v), dtype);
+  const auto bias_shape = problem.bias_shape.value_or(std::array<std::int64_t, 4>{});
+  const Output dbias = optional_output_of(wanted["dbias"], "dbias", allocate, {bias_shape.begin(), bias_shape.end()},
+                                          problem.bias_dtype);
+  const Output dsinks =
+      optional_output_of(wanted["dsinks"], "dsinks", allocate, {problem.heads_q}, statistics_dtype(problem.dtype));
+  tensors.dq = dq.view;
+  tensors.dk = dk.view;
+  tensors.dv = dv.view;
+  tensors.dbias = dbias.view;
+  tensors.dsinks = dsinks.view;
+  tensors.score = call.score;
+  {
+    const nb::gil_scoped_release release;
+    plan.run(tensors);
+  }
+  return nb::make_tuple(dq.object, dk.object, dv.object, dbias.object, dsinks.object);
+}
+
+nb::tuple merge_partials(const Array& out_a, const Array& lse_a, const Array& out_b, const Array& lse_b,
+                         const nb::object& out, const nb::object& lse, const nb::callable& allocate) {
+  const ConstPartial a{view_of(out_a, "out_a"), view_of(lse_a, "lse_a")};
+  const ConstPartial b{view_of(out_b, "out_b"), view_of(lse_b, "lse_b")};
+  const auto shape_of = [](const ConstTensorView& view) {
+    return std::vector<std::int64_t>(view.shape.begin(), view.shape.begin() + view.rank);
+  };
+  const Output o = output_of(out, "out", allocate, shape_of(a.out), a.out.dtype);
+  const Output l = output_of(lse, "lse", allocate, shape_of(a.lse), a.lse.dtype);
+  {
+    const nb::gil_scoped_release release;
+    merge(a, b, {o.view, l.view});
+  }
+  return nb::make_tuple(o.object, l.object);
+}
+
+std::string explain(const Array& q, const Array& k, const Array& v, bool backward_pass, const nb::dict& options) {
+  const Call call = make_call(view_of(q, "q"), view_of(k, "k"), view_of(v, "v"), options);
+  return plan_cache().get(call.problem, backward_pass ? Pass::backward : Pass::forward, call.plan).explain();
+}
+
+nb::dict info() {
+  const CpuInfo cpu = cpu_info();
+  nb::list impls;
+  for (const ImplInfo& impl : implementations()) {
+    nb::dict row;
+    row["name"] = impl.name;
+    row["summary"] = impl.summary;
+    row["available"] = impl.available;
+    row["reason"] = impl.reason;
+    impls.append(row);
+  }
+  nb::dict result;
+  result["version"] = kVersion;
+  result["isas"] = cpu.isas;
+  result["selected_isa"] = cpu.selected_isa;
+  result["threads"] = cpu.threads;
+  result["impls"] = impls;
+  return result;
+}
+
+}  // namespace
+
+}  // namespace tessera::python
+
+NB_MODULE(_tessera, module) {
+  namespace tp = tessera::python;
+  nb::register_exception_translator(tp::translate);
+  module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
+             nb::arg("lse").none(), nb::arg("allocate"), nb::arg("options"));
+  module.def("backward", &tp::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
+             nb::arg("lse"), nb::arg("dlse").none(), nb::arg("wanted"), nb::arg("allocate"), nb::arg("options"));
+  module.def("merge", &tp::merge_partials, nb::arg("out_a"), nb::arg("lse_a"), nb::arg("out_b"), nb::arg("lse_b"),
+             nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate"));
+  module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),
+             nb::arg("options"));
+  module.def("info", &tp::info);
+}

@@ -1,0 +1,32 @@
+// The plans of the last few calls.
+#pragma once
+
+#include <cstddef>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "tessera/plan.h"
+
+namespace tessera::python {
+
+// Plans are immutable and small, so that keeping them costs little; workspaces are not kept.
+class PlanCache {
+ public:
+  // Plan::make, or a copy of an earlier answer to the same question.
+  Plan get(const Problem& problem, Pass pass, const PlanOptions& options);
+
+ private:
+  static constexpr std::size_t kCapacity = 16;
+
+  struct Entry {
+    PlanOptions options;
+    std::string environment_isa;  // TESSERA_ISA when the plan was made
+    Plan plan;
+  };
+
+  std::mutex mutex_;
+  std::vector<Entry> entries_;  // the last one used comes last
+};
+
+}  // namespace tessera::python
