@@ -47,6 +47,15 @@ SingleThreadedBlas::~SingleThreadedBlas() {
 
 void sgemm(const GemmShape& shape, float alpha, const MatrixView& a, const MatrixView& b, bool accumulate, float* c,
            std::int64_t c_row_stride) {
+  if (shape.rows == 0 || shape.columns == 0) {
+    return;
+  }
+  if (shape.inner == 0) {
+    for (std::int64_t row = 0; row < shape.rows && !accumulate; ++row) {
+      std::fill_n(c + row * c_row_stride, shape.columns, 0.0F);
+    }
+    return;
+  }
   const auto transpose = [](const MatrixView& m) { return m.transposed ? CblasTrans : CblasNoTrans; };
   const auto size = [](std::int64_t n) { return static_cast<blasint>(n); };
   cblas_sgemm(CblasRowMajor, transpose(a), transpose(b), size(shape.rows), size(shape.columns), size(shape.inner), alpha,

@@ -96,25 +96,43 @@ void RowModifiers::apply(std::int64_t query, Range keys, float* row, float* deri
   row_round(first, keys.size(), problem_.dtype);
 }
 
-void RowModifiers::drop(std::int64_t query, Range keys, float* first, float* second) const {
+// Calls body(key, size, weights) for runs of keys with their dropout weights.
+template <class Body>
+void RowModifiers::for_each_dropout_group(std::int64_t query, Range keys, const Body& body) const {
   const Dropout& dropout = problem_.dropout;
-  std::int64_t j = keys.begin;
-  while (j < keys.end) {
+  for (std::int64_t j = keys.begin; j < keys.end;) {
     const std::int64_t position = j + dropout.key_start;
     const std::int64_t size = std::min<std::int64_t>(keys.end - j, 64 - (position & 63));
     const GroupWeights weights = group_weights(dropout, batch_ + dropout.batch_start, head_ + dropout.head_start,
                                                query + dropout.query_start, position >> 6, threshold_);
-    const float* used = weights.data() + (position & 63);
-    row_multiply(first + j, used, size);
-    if (second != nullptr) {
-      row_multiply(second + j, used, size);
-    }
+    body(j, size, weights.data() + (position & 63));
     j += size;
   }
 }
 
+void RowModifiers::drop(std::int64_t query, Range keys, float* weights) const {
+  if (threshold_ > 0) {
+    for_each_dropout_group(query, keys, [&](std::int64_t j, std::int64_t size, const float* kept) {
+      row_multiply(weights + j, kept, size);
+    });
+  }
+}
+
+void RowModifiers::softmax_gradient(std::int64_t query, Range keys, float delta, float* weights,
+                                    float* gradient) const {
+  if (threshold_ == 0) {
+    row_softmax_gradient(weights + keys.begin, gradient + keys.begin, keys.size(), -delta);
+    return;
+  }
+  for_each_dropout_group(query, keys, [&](std::int64_t j, std::int64_t size, const float* kept) {
+    row_multiply(gradient + j, kept, size);
+    row_softmax_gradient(weights + j, gradient + j, size, -delta);
+    row_multiply(weights + j, kept, size);
+  });
+}
+
 void finish_row(DType dtype, std::int64_t size, Range keys, float* row) {
-  const Range used = keys.empty() ? Range{0, 0} : keys;
+  const Range used = keys.empty() ? Range{} : keys;
   std::fill(row, row + used.begin, 0.0F);
   row_round(row + used.begin, used.size(), dtype);
   std::fill(row + used.end, row + size, 0.0F);

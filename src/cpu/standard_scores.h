@@ -15,14 +15,17 @@ class RowModifiers {
   // From scale * q . k to the score, rounded to the problem's dtype. `row` is the whole row, of which `keys` attend.
   // With softcap and `derivative`, also the derivative with respect to scale * q . k.
   void apply(std::int64_t query, Range keys, float* row, float* derivative) const;
-  // Multiplies by 0 where dropout drops and by the kept weights' factor elsewhere; `second` may be null.
-  void drop(std::int64_t query, Range keys, float* first, float* second) const;
-  bool drops() const { return threshold_ > 0; }
+  // P to P with dropout.
+  void drop(std::int64_t query, Range keys, float* weights) const;
+  // dP to dS = P o (dropped dP - delta), and P to P with dropout.
+  void softmax_gradient(std::int64_t query, Range keys, float delta, float* weights, float* gradient) const;
   // The head's sink, or -inf.
   float sink() const { return sink_; }
 
  private:
   void add_bias(std::int64_t query, Range keys, float* row) const;
+  template <class Body>
+  void for_each_dropout_group(std::int64_t query, Range keys, const Body& body) const;
 
   const Problem& problem_;
   std::int64_t batch_;

@@ -1,0 +1,55 @@
+#include "cpu/standard_impl.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/blas.h"
+#include "cpu/standard_executables.h"
+
+namespace tessera::internal {
+
+namespace {
+
+class StandardImpl : public Impl {
+ public:
+  std::string_view name() const override { return "standard"; }
+  std::string_view summary() const override {
+    return "three steps on OpenBLAS sgemm that write the score matrix to memory; quadratic workspace";
+  }
+  std::optional<std::string> unavailable() const override { return blas_unavailable(); }
+
+  std::optional<std::string> refuses(const Problem& problem, Pass /*pass*/, const PlanOptions& options) const override {
+    if (options.device.kind != DeviceKind::cpu) {
+      return "device: runs on the CPU only";
+    }
+    if (problem.dtype == DType::float64) {
+      return "dtype: float64; accepted: float32, bfloat16, float16";
+    }
+    constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
+    if (std::max(problem.seq_q, problem.seq_k) > kMaxLength) {
+      return "sequence length: " + std::to_string(std::max(problem.seq_q, problem.seq_k)) + "; accepted: up to " +
+             std::to_string(kMaxLength) + ", the largest BLAS dimension";
+    }
+    return std::nullopt;
+  }
+
+  std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
+                                            const PlanOptions& options) const override {
+    const int threads = options.threads > 0 ? options.threads : omp_get_max_threads();
+    if (pass == Pass::forward) {
+      return std::make_unique<StandardForward>(problem, threads);
+    }
+    return std::make_unique<StandardBackward>(problem, threads);
+  }
+};
+
+}  // namespace
+
+const Impl& standard_impl() {
+  static const StandardImpl impl;
+  return impl;
+}
+
+}  // namespace tessera::internal
