@@ -5,10 +5,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <initializer_list>
+#include <array>
+#include <cstdint>
+#include <exception>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "options.h"
@@ -67,13 +68,20 @@ Output output_of(const nb::object& given, const char* name, const nb::callable& 
   return output;
 }
 
-// For an optional gradient: False or None leaves it out, True allocates it, a tensor is written to.
-Output optional_output_of(const nb::object& wanted, const char* name, const nb::callable& allocate,
+// For the gradient of an optional input: False or None leaves it out, True allocates it, a tensor is written to.
+Output optional_output_of(const nb::object& wanted, const char* name, bool has_input, const nb::callable& allocate,
                           const std::vector<std::int64_t>& shape, DType dtype) {
   if (wanted.is_none() || wanted.is(nb::bool_(false))) {
     return {};
   }
-  return output_of(wanted.is(nb::bool_(true)) ? nb::object(nb::none()) : wanted, name, allocate, shape, dtype);
+  if (!wanted.is(nb::bool_(true))) {
+    return output_of(wanted, name, allocate, shape, dtype);
+  }
+  if (!has_input) {
+    throw Error(ErrorCode::invalid_argument,
+                std::string(name) + ": True; accepted: False, since the input that it is the gradient of is not given");
+  }
+  return output_of(nb::none(), name, allocate, shape, dtype);
 }
 
 std::vector<std::int64_t> rows(const Problem& problem, bool query_side, std::int64_t heads, std::int64_t dim) {
@@ -139,10 +147,10 @@ nb::tuple backward(const Array& dout, const Array& q, const Array& k, const Arra
   const Output dv =
       output_of(wanted["dv"], "dv", allocate, rows(problem, false, problem.heads_kv, problem.dim_v), dtype);
   const auto bias_shape = problem.bias_shape.value_or(std::array<std::int64_t, 4>{});
-  const Output dbias = optional_output_of(wanted["dbias"], "dbias", allocate, {bias_shape.begin(), bias_shape.end()},
-                                          problem.bias_dtype);
-  const Output dsinks =
-      optional_output_of(wanted["dsinks"], "dsinks", allocate, {problem.heads_q}, statistics_dtype(problem.dtype));
+  const Output dbias = optional_output_of(wanted["dbias"], "dbias", problem.bias_shape.has_value(), allocate,
+                                          {bias_shape.begin(), bias_shape.end()}, problem.bias_dtype);
+  const Output dsinks = optional_output_of(wanted["dsinks"], "dsinks", problem.sinks, allocate, {problem.heads_q},
+                                           statistics_dtype(problem.dtype));
   tensors.dq = dq.view;
   tensors.dk = dk.view;
   tensors.dv = dv.view;

@@ -5,8 +5,8 @@
     out, lse = tessera.merge(out_a, lse_a, out_b, lse_b)
 
 Tensors are read and written where they lie; nothing is copied or converted. Their last dimension must have stride 1,
-the others are free. Outputs that are not given are allocated like q: as a NumPy array or as a torch tensor; with tensors
-of other frameworks, give every output. The interpreter lock is released while the library computes.
+the others are free. Outputs that are not given are allocated like q: as a NumPy array or as a torch tensor; with
+tensors of other frameworks, give every output. The interpreter lock is released while the library computes.
 
 A wrong argument raises ValueError, a right one that no implementation on this machine can compute raises
 NotImplementedError; both name the argument, its value and what is accepted.

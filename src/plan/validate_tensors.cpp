@@ -29,6 +29,9 @@ bool shape_equals(const ConstTensorView& view, std::initializer_list<std::int64_
 }
 
 void check_strides(std::string_view name, const ConstTensorView& view, const Expected& expected) {
+  if (view.elements() == 0) {
+    return;  // frameworks give empty tensors strides of their own choice, 0 among them
+  }
   const auto last = static_cast<std::size_t>(view.rank - 1);
   if (!expected.free_last_stride && view.shape[last] > 1 && view.strides[last] != 1) {
     fail_argument(std::string(name) + " stride of the last dimension", view.strides[last], "1");
