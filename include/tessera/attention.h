@@ -15,10 +15,10 @@ void attention_backward(const Problem& problem, const BackwardTensors& tensors, 
 
 // For people who do not care about plans: what the shapes of the tensors do not say.
 struct AttentionOptions {
-  Mask mask;
-  std::optional<float> scale;
+  Mask mask{};
+  std::optional<float> scale{};
   float softcap = 0.0F;
-  Dropout dropout;
+  Dropout dropout{};
 };
 
 // The Problem that q [batch, seq_q, heads_q, dim_qk], k [batch, seq_k, heads_kv, dim_qk], v [batch, seq_k, heads_kv, dim_v]
