@@ -31,7 +31,7 @@ HWY_NOINLINE float run_multiply_adds(std::int64_t steps, float factor, float add
 }
 
 // FLOP/s of the best of `runs` runs of `steps` steps.
-inline double peak_flops_per_second(std::int64_t steps, int runs) {
+double peak_flops_per_second(std::int64_t steps, int runs) {
   const auto flops_per_step = 2.0 * kPeakChains * static_cast<double>(hn::Lanes(hn::ScalableTag<float>()));
   // Volatile: neither the inputs nor the result may be known to the compiler.
   volatile float factor = 0.5F;

@@ -103,7 +103,7 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
   if (!seen.empty()) {
     std::array<float, kMaxDim> out;
     load_row(rows_of(tensors.out, band.batch, span.query_row, band.head), query, problem.dim_v, out.data());
-    delta = row_dot(out.data(), dout_.in(workspace) + row * problem.dim_v, problem.dim_v);
+    delta = standard_rows::dot(out.data(), dout_.in(workspace) + row * problem.dim_v, problem.dim_v);
   }
   if (!tensors.dlse.absent()) {
     delta -= line_value(tensors.dlse, band, span, query);
@@ -112,9 +112,9 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
 
   const float lse = line_value(tensors.lse, band, span, query);
   const Range keys = lse == -kInfinity ? Range{} : seen;
-  row_exp(weights + keys.begin, keys.size(), lse);
-  row_round(weights + keys.begin, keys.size(), problem.dtype);
-  row_round(gradient + keys.begin, keys.size(), problem.dtype);
+  standard_rows::exp(weights + keys.begin, keys.size(), lse);
+  standard_rows::round(weights + keys.begin, keys.size(), problem.dtype);
+  standard_rows::round(gradient + keys.begin, keys.size(), problem.dtype);
   modifiers.softmax_gradient(query, keys, delta, weights, gradient);
   finish_row(problem.dtype, span.keys, keys, weights);
   finish_row(problem.dtype, span.keys, keys, gradient);
@@ -183,8 +183,8 @@ void StandardBackward::through_softcap(std::span<std::byte> workspace) const {
       const Range keys = schedule.keys_of(query);
       const std::int64_t first = geometry_.score_row(band.batch, band.head, query) + keys.begin;
       float* gradient = score_gradient_.in(workspace) + first;
-      row_multiply(gradient, cap_derivative_.in(workspace) + first, keys.size());
-      row_round(gradient, keys.size(), geometry_.problem().dtype);
+      standard_rows::multiply(gradient, cap_derivative_.in(workspace) + first, keys.size());
+      standard_rows::round(gradient, keys.size(), geometry_.problem().dtype);
     }
   });
 }

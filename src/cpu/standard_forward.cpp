@@ -17,13 +17,13 @@ float softmax_row(const RowModifiers& modifiers, DType dtype, std::int64_t query
                   float* row) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   modifiers.apply(query, keys, row, nullptr);
-  const float maximum = std::max(row_max(row + keys.begin, keys.size()), modifiers.sink());
+  const float maximum = std::max(standard_rows::max(row + keys.begin, keys.size()), modifiers.sink());
   const float shift = maximum == -kInfinity ? 0.0F : maximum;
-  const float sum = row_exp(row + keys.begin, keys.size(), shift) + std::exp(modifiers.sink() - shift);
+  const float sum = standard_rows::exp(row + keys.begin, keys.size(), shift) + std::exp(modifiers.sink() - shift);
   if (sum != 0.0F) {
-    row_scale(row + keys.begin, keys.size(), 1.0F / sum);
+    standard_rows::scale(row + keys.begin, keys.size(), 1.0F / sum);
   }
-  row_round(row + keys.begin, keys.size(), dtype);
+  standard_rows::round(row + keys.begin, keys.size(), dtype);
   modifiers.drop(query, keys, row);
   finish_row(dtype, size, keys, row);
   return sum == 0.0F ? -kInfinity : shift + std::log(sum);

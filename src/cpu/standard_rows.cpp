@@ -11,8 +11,7 @@
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace tessera::internal {
-namespace HWY_NAMESPACE {
+namespace tessera::internal::standard_rows::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -176,12 +175,11 @@ bool finite(const float* row, std::int64_t size) {
   return true;
 }
 
-}  // namespace HWY_NAMESPACE
-}  // namespace tessera::internal
+}  // namespace tessera::internal::standard_rows::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace tessera::internal {
+namespace tessera::internal::standard_rows {
 
 HWY_EXPORT(scale);
 HWY_EXPORT(multiply);
@@ -196,23 +194,23 @@ HWY_EXPORT(softmax_gradient);
 HWY_EXPORT(dot);
 HWY_EXPORT(finite);
 
-void row_scale(float* row, std::int64_t size, float factor) { HWY_DYNAMIC_DISPATCH(scale)(row, size, factor); }
+void scale(float* row, std::int64_t size, float factor) { HWY_DYNAMIC_DISPATCH(scale)(row, size, factor); }
 
-void row_multiply(float* row, const float* other, std::int64_t size) {
+void multiply(float* row, const float* other, std::int64_t size) {
   HWY_DYNAMIC_DISPATCH(multiply)(row, other, size);
 }
 
-void row_add(float* row, const float* other, std::int64_t size) { HWY_DYNAMIC_DISPATCH(add)(row, other, size); }
+void add(float* row, const float* other, std::int64_t size) { HWY_DYNAMIC_DISPATCH(add)(row, other, size); }
 
-void row_softcap(float* row, float* derivative, std::int64_t size, float cap) {
+void softcap(float* row, float* derivative, std::int64_t size, float cap) {
   HWY_DYNAMIC_DISPATCH(softcap)(row, derivative, size, cap);
 }
 
-void row_subtract_distance(float* row, std::int64_t size, float slope, std::int64_t position) {
+void subtract_distance(float* row, std::int64_t size, float slope, std::int64_t position) {
   HWY_DYNAMIC_DISPATCH(subtract_distance)(row, size, slope, position);
 }
 
-void row_round(float* row, std::int64_t size, DType dtype) {
+void round(float* row, std::int64_t size, DType dtype) {
   if (dtype == DType::bfloat16) {
     HWY_DYNAMIC_DISPATCH(round_bfloat16)(row, size);
   } else if (dtype == DType::float16) {
@@ -220,17 +218,17 @@ void row_round(float* row, std::int64_t size, DType dtype) {
   }
 }
 
-float row_max(const float* row, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(max)(row, size); }
+float max(const float* row, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(max)(row, size); }
 
-float row_exp(float* row, std::int64_t size, float shift) { return HWY_DYNAMIC_DISPATCH(exp)(row, size, shift); }
+float exp(float* row, std::int64_t size, float shift) { return HWY_DYNAMIC_DISPATCH(exp)(row, size, shift); }
 
-void row_softmax_gradient(const float* weight, float* gradient, std::int64_t size, float shift) {
+void softmax_gradient(const float* weight, float* gradient, std::int64_t size, float shift) {
   HWY_DYNAMIC_DISPATCH(softmax_gradient)(weight, gradient, size, shift);
 }
 
-float row_dot(const float* a, const float* b, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(dot)(a, b, size); }
+float dot(const float* a, const float* b, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(dot)(a, b, size); }
 
-bool row_finite(const float* row, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(finite)(row, size); }
+bool finite(const float* row, std::int64_t size) { return HWY_DYNAMIC_DISPATCH(finite)(row, size); }
 
-}  // namespace tessera::internal
+}  // namespace tessera::internal::standard_rows
 #endif  // HWY_ONCE

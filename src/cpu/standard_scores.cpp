@@ -68,7 +68,7 @@ void RowModifiers::add_bias(std::int64_t query, Range keys, float* row) const {
   const std::int64_t begin = batch_ * stride(0) + head_ * stride(1) + query * stride(2);
   const std::int64_t step = stride(3);
   if (bias_.dtype == DType::float32 && step == 1) {
-    row_add(row + keys.begin, static_cast<const float*>(bias_.data) + begin + keys.begin, keys.size());
+    standard_rows::add(row + keys.begin, static_cast<const float*>(bias_.data) + begin + keys.begin, keys.size());
     return;
   }
   std::array<float, 256> chunk;
@@ -78,22 +78,22 @@ void RowModifiers::add_bias(std::int64_t query, Range keys, float* row) const {
       chunk[static_cast<std::size_t>(c)] =
           static_cast<float>(load_element(bias_.data, bias_.dtype, begin + (j + c) * step));
     }
-    row_add(row + j, chunk.data(), size);
+    standard_rows::add(row + j, chunk.data(), size);
   }
 }
 
 void RowModifiers::apply(std::int64_t query, Range keys, float* row, float* derivative) const {
   float* first = row + keys.begin;
   if (problem_.softcap > 0) {
-    row_softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(), problem_.softcap);
+    standard_rows::softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(), problem_.softcap);
   }
   if (problem_.bias_shape) {
     add_bias(query, keys, row);
   }
   if (problem_.alibi) {
-    row_subtract_distance(first, keys.size(), slope_, query + diagonal_ - keys.begin);
+    standard_rows::subtract_distance(first, keys.size(), slope_, query + diagonal_ - keys.begin);
   }
-  row_round(first, keys.size(), problem_.dtype);
+  standard_rows::round(first, keys.size(), problem_.dtype);
 }
 
 // Calls body(key, size, weights) for runs of keys with their dropout weights.
@@ -113,7 +113,7 @@ void RowModifiers::for_each_dropout_group(std::int64_t query, Range keys, const 
 void RowModifiers::drop(std::int64_t query, Range keys, float* weights) const {
   if (threshold_ > 0) {
     for_each_dropout_group(query, keys, [&](std::int64_t j, std::int64_t size, const float* kept) {
-      row_multiply(weights + j, kept, size);
+      standard_rows::multiply(weights + j, kept, size);
     });
   }
 }
@@ -121,26 +121,26 @@ void RowModifiers::drop(std::int64_t query, Range keys, float* weights) const {
 void RowModifiers::softmax_gradient(std::int64_t query, Range keys, float delta, float* weights,
                                     float* gradient) const {
   if (threshold_ == 0) {
-    row_softmax_gradient(weights + keys.begin, gradient + keys.begin, keys.size(), -delta);
+    standard_rows::softmax_gradient(weights + keys.begin, gradient + keys.begin, keys.size(), -delta);
     return;
   }
   for_each_dropout_group(query, keys, [&](std::int64_t j, std::int64_t size, const float* kept) {
-    row_multiply(gradient + j, kept, size);
-    row_softmax_gradient(weights + j, gradient + j, size, -delta);
-    row_multiply(weights + j, kept, size);
+    standard_rows::multiply(gradient + j, kept, size);
+    standard_rows::softmax_gradient(weights + j, gradient + j, size, -delta);
+    standard_rows::multiply(weights + j, kept, size);
   });
 }
 
 void finish_row(DType dtype, std::int64_t size, Range keys, float* row) {
   const Range used = keys.empty() ? Range{} : keys;
   std::fill(row, row + used.begin, 0.0F);
-  row_round(row + used.begin, used.size(), dtype);
+  standard_rows::round(row + used.begin, used.size(), dtype);
   std::fill(row + used.end, row + size, 0.0F);
 }
 
 void take_out(float* rows, std::int64_t count, std::int64_t dim, std::uint8_t* flags) {
   for (std::int64_t row = 0; row < count; ++row) {
-    flags[row] = row_finite(rows + row * dim, dim) ? 0 : 1;
+    flags[row] = standard_rows::finite(rows + row * dim, dim) ? 0 : 1;
     if (flags[row] != 0) {
       std::fill(rows + row * dim, rows + (row + 1) * dim, 0.0F);
     }
