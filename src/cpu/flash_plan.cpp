@@ -1,0 +1,260 @@
+#include "cpu/flash_plan.h"
+
+#include <algorithm>
+#include <numbers>
+
+namespace tessera::internal {
+
+namespace {
+
+constexpr std::int64_t kStridePad = 16;
+// Backward: as many partials of dQ as give this many items, so that the number depends on the problem alone.
+constexpr std::int64_t kWantedBackwardItems = 16;
+constexpr std::int64_t kMostChunks = 8;
+constexpr std::int64_t kFewestKeysInChunk = 512;
+
+void choose_tiles(FlashPlan& plan) {
+  const Problem& problem = plan.problem;
+  const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
+  const bool forward = plan.pass == Pass::forward;
+  // A tile's scores, its share of K and V and the accumulators have to fit L2 together (512 KiB on small cores).
+  const std::int64_t wanted_k = dim <= 128 ? 256 : dim <= 256 ? 128 : 64;
+  const std::int64_t most_q = forward ? 96 : dim <= 128 ? 96 : 48;
+  plan.tile_k = round_up(std::min(wanted_k, std::max<std::int64_t>(problem.seq_k, 1)), std::max<std::int64_t>(plan.shape.panel, 2));
+  plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, most_q), 2);
+}
+
+void add_sequences(FlashPlan& plan) {
+  const Problem& problem = plan.problem;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    FlashSequence sequence;
+    sequence.span = problem.sequence(b);
+    const auto index = static_cast<std::size_t>(b);
+    sequence.stored_keys =
+        problem.ragged() ? problem.cu_seqlens_k[index + 1] - problem.cu_seqlens_k[index] : problem.seq_k;
+    sequence.padded_keys = round_up(sequence.span.keys, plan.tile_k);
+    sequence.packed_row = plan.packed_rows;
+    plan.packed_rows += sequence.padded_keys;
+    plan.query_rows += sequence.span.queries;
+    const bool same_as_before = !plan.sequences.empty() && !problem.mask.has_segments() &&
+                                plan.sequences.back().span.queries == sequence.span.queries &&
+                                plan.sequences.back().span.keys == sequence.span.keys;
+    if (!same_as_before) {
+      plan.schedules.push_back(problem.schedule(b, plan.tile_q, plan.tile_k));
+    }
+    sequence.schedule = plan.schedules.size() - 1;
+    plan.sequences.push_back(sequence);
+  }
+}
+
+// Longest first within a key head, so that threads finish together while they share its packed K and V in cache.
+void append_longest_first(std::vector<FlashItem>& items, std::vector<std::pair<std::int64_t, FlashItem>>& group) {
+  std::stable_sort(group.begin(), group.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (const auto& [work, item] : group) {
+    items.push_back(item);
+  }
+  group.clear();
+}
+
+std::int64_t visited(const TileSchedule& schedule, Range query_tiles) {
+  std::int64_t tiles = 0;
+  for (std::int64_t tile = query_tiles.begin; tile < query_tiles.end; ++tile) {
+    tiles += schedule.row_span(tile).size();
+  }
+  return tiles;
+}
+
+void add_forward_items(FlashPlan& plan) {
+  const Problem& problem = plan.problem;
+  const std::int64_t all_tiles = problem.batch * problem.heads_q * ceil_div(problem.seq_q, plan.tile_q);
+  constexpr std::int64_t kMostTilesPerItem = 4;
+  plan.tiles_per_item = std::clamp<std::int64_t>(all_tiles / (8 * plan.threads), 1, kMostTilesPerItem);
+  const std::int64_t group_size = problem.group_size();
+  std::vector<std::pair<std::int64_t, FlashItem>> group;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(b)];
+    const TileSchedule& schedule = plan.schedule_of(sequence);
+    for (std::int64_t head_kv = 0; head_kv < problem.heads_kv; ++head_kv) {
+      for (std::int64_t tile = 0; tile < schedule.query_tiles(); tile += plan.tiles_per_item) {
+        const std::int64_t last = std::min(tile + plan.tiles_per_item, schedule.query_tiles());
+        const std::int64_t work = visited(schedule, {tile, last});
+        const Range rows{tile * plan.tile_q, std::min(last * plan.tile_q, sequence.span.queries)};
+        for (std::int64_t member = 0; member < group_size; ++member) {
+          group.push_back({work, {b, head_kv * group_size + member, rows, 0}});
+        }
+      }
+      append_longest_first(plan.items, group);
+    }
+  }
+}
+
+void add_backward_items(FlashPlan& plan) {
+  const Problem& problem = plan.problem;
+  const std::int64_t heads = std::max<std::int64_t>(problem.batch * problem.heads_kv, 1);
+  const std::int64_t wanted = ceil_div(kWantedBackwardItems, heads);
+  plan.chunks = std::clamp<std::int64_t>(std::min(wanted, problem.seq_k / kFewestKeysInChunk), 1, kMostChunks);
+  std::vector<std::pair<std::int64_t, FlashItem>> group;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(b)];
+    const TileSchedule& schedule = plan.schedule_of(sequence);
+    const std::int64_t tiles_in_chunk = std::max<std::int64_t>(ceil_div(schedule.key_tiles(), plan.chunks), 1);
+    for (std::int64_t head_kv = 0; head_kv < problem.heads_kv; ++head_kv) {
+      for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        const std::int64_t first = std::min(chunk * tiles_in_chunk, schedule.key_tiles());
+        const std::int64_t last = std::min(first + tiles_in_chunk, schedule.key_tiles());
+        std::int64_t work = 0;
+        for (std::int64_t tile = first; tile < last; ++tile) {
+          work += schedule.column_span(tile).size();
+        }
+        group.push_back({work, {b, head_kv, {first * plan.tile_k, last * plan.tile_k}, chunk}});
+      }
+      append_longest_first(plan.items, group);
+    }
+  }
+}
+
+void add_line_items(FlashPlan& plan) {
+  constexpr std::int64_t kRows = 256;
+  for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
+    const std::int64_t queries = plan.sequences[static_cast<std::size_t>(b)].span.queries;
+    for (std::int64_t head = 0; head < plan.problem.heads_q; ++head) {
+      for (std::int64_t row = 0; row < queries; row += kRows) {
+        plan.line_items.push_back({b, head, {row, std::min(row + kRows, queries)}, 0});
+      }
+    }
+  }
+}
+
+void add_pack_items(FlashPlan& plan) {
+  for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
+    const std::int64_t tiles = plan.sequences[static_cast<std::size_t>(b)].padded_keys / plan.tile_k;
+    for (std::int64_t head_kv = 0; head_kv < plan.problem.heads_kv; ++head_kv) {
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        plan.pack_items.push_back({b, head_kv, tile});
+      }
+    }
+  }
+}
+
+void add_operands(FlashPlan& plan, WorkspaceLayout& layout) {
+  const std::int64_t rows = plan.packed_rows * plan.problem.heads_kv;
+  const std::int64_t unit = plan.shape.depth_unit;
+  const auto add = [&](PackedOperand& operand, std::int64_t units_per_row) {
+    operand.units_per_row = units_per_row;
+    operand.slot = layout.add<float>(checked_mul(rows, units_per_row, "packed operands"));
+  };
+  const std::int64_t panel = plan.shape.panel;
+  add(plan.keys_t, plan.units_qk);
+  if (plan.pass == Pass::forward) {
+    add(plan.values, plan.panels_v * panel / unit);
+  } else {
+    add(plan.values_t, plan.units_v);
+    add(plan.keys, plan.panels_qk * panel / unit);
+  }
+  plan.special_keys = layout.add<std::uint8_t>(rows / plan.tile_k);
+  plan.special_values = layout.add<std::uint8_t>(rows / plan.tile_k);
+}
+
+void add_scratch_of_modifiers(const FlashPlan& plan, FlashScratch& s, WorkspaceLayout& layout) {
+  const Problem& problem = plan.problem;
+  if (problem.bias_shape) {
+    s.row_a = layout.add<float>(plan.tile_k);
+  }
+  if (problem.dropout.threshold() > 0) {
+    s.row_b = layout.add<float>(plan.tile_k);
+  }
+}
+
+void add_forward_scratch(FlashPlan& plan) {
+  FlashScratch& s = plan.layout;
+  WorkspaceLayout layout;
+  const std::int64_t rows = plan.tile_q * plan.tiles_per_item;
+  s.q_stride = round_up(plan.units_qk, kStridePad) + kStridePad;
+  s.score_stride = plan.tile_k + kStridePad;
+  s.q = layout.add<float>(rows * s.q_stride);
+  s.scores = layout.add<float>(plan.tile_q * s.score_stride);
+  if (plan.shape.depth_unit == 2) {
+    s.weight_stride = plan.tile_k / 2 + kStridePad;
+    s.weights = layout.add<float>(plan.tile_q * s.weight_stride);
+  }
+  s.out = layout.add<float>(rows * plan.padded_v);
+  s.row_max = layout.add<float>(rows);
+  s.row_sum = layout.add<float>(rows);
+  s.rescale = layout.add<float>(plan.tile_q);
+  add_scratch_of_modifiers(plan, s, layout);
+  plan.scratch_bytes = layout.bytes();
+}
+
+void add_backward_scratch(FlashPlan& plan) {
+  FlashScratch& s = plan.layout;
+  WorkspaceLayout layout;
+  const std::int64_t rows = plan.tile_q;
+  s.q_stride = round_up(std::max(plan.units_qk, plan.padded_qk / plan.shape.depth_unit), kStridePad) + kStridePad;
+  s.dout_stride = round_up(std::max(plan.units_v, plan.padded_v / plan.shape.depth_unit), kStridePad) + kStridePad;
+  s.score_stride = plan.tile_k + kStridePad;
+  s.q = layout.add<float>(rows * s.q_stride);
+  s.dout = layout.add<float>(rows * s.dout_stride);
+  s.scores = layout.add<float>(rows * s.score_stride);
+  s.dp = layout.add<float>(rows * s.score_stride);
+  if (plan.problem.softcap > 0) {
+    s.derivative = layout.add<float>(rows * s.score_stride);
+  }
+  if (plan.shape.depth_unit == 2) {
+    s.weight_stride = plan.tile_k / 2 + kStridePad;
+    s.q_pairs = layout.add<float>(rows / 2 * plan.padded_qk);
+    s.dout_pairs = layout.add<float>(rows / 2 * plan.padded_v);
+    s.p_pairs = layout.add<float>(rows / 2 * s.score_stride);
+    s.ds_pairs = layout.add<float>(rows / 2 * s.score_stride);
+    s.ds = layout.add<float>(rows * s.weight_stride);
+  }
+  s.dk = layout.add<float>(plan.tile_k * plan.padded_qk);
+  s.dv = layout.add<float>(plan.tile_k * plan.padded_v);
+  add_scratch_of_modifiers(plan, s, layout);
+  if (plan.problem.bias_shape) {
+    s.bias_tile = layout.add<float>(rows * plan.tile_k);
+  }
+  plan.scratch_bytes = layout.bytes();
+}
+
+}  // namespace
+
+FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& shape, int threads) {
+  FlashPlan plan;
+  plan.problem = problem;
+  plan.pass = pass;
+  plan.shape = shape;
+  plan.threads = threads;
+  const auto units = [&](std::int64_t dim) { return ceil_div(dim, shape.depth_unit); };
+  plan.units_qk = units(problem.dim_qk);
+  plan.units_v = units(problem.dim_v);
+  plan.padded_qk = round_up(problem.dim_qk, shape.lanes);
+  plan.padded_v = round_up(problem.dim_v, shape.lanes);
+  plan.panels_qk = ceil_div(problem.dim_qk, shape.panel);
+  plan.panels_v = ceil_div(problem.dim_v, shape.panel);
+  plan.modified = problem.softcap > 0 || problem.bias_shape.has_value() || problem.alibi;
+  const float factor = problem.softmax_scale() * (plan.modified ? 1.0F : std::numbers::log2e_v<float>);
+  (shape.depth_unit == 1 ? plan.q_factor : plan.score_factor) = factor;
+  choose_tiles(plan);
+  add_sequences(plan);
+  add_pack_items(plan);
+  WorkspaceLayout layout;
+  add_operands(plan, layout);
+  if (pass == Pass::forward) {
+    add_forward_items(plan);
+    add_forward_scratch(plan);
+  } else {
+    add_backward_items(plan);
+    add_line_items(plan);
+    const std::int64_t lines = problem.total_q() * problem.heads_q;
+    plan.lse_log2 = layout.add<float>(lines);
+    plan.delta = layout.add<float>(lines);
+    plan.dq_partials = layout.add<float>(
+        checked_mul(checked_mul(lines, plan.padded_qk, "partials of dQ"), plan.chunks, "partials of dQ"));
+    add_backward_scratch(plan);
+  }
+  plan.scratch = layout.add<std::byte>(plan.scratch_bytes * threads);
+  plan.workspace_bytes = layout.bytes();
+  return plan;
+}
+
+}  // namespace tessera::internal

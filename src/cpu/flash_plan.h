@@ -1,0 +1,125 @@
+// Everything about one flash problem that is decided before it runs: tiles, work items and the layout of the workspace.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/workspace.h"
+#include "tessera/plan.h"
+
+namespace tessera::internal {
+
+// The register tile of one set of kernels, which decides how operands are packed.
+struct KernelShape {
+  std::int64_t lanes = 4;       // float32 in a vector
+  std::int64_t panel = 16;      // columns of a packed panel
+  std::int64_t rows = 6;        // rows of the register tile
+  std::int64_t depth_unit = 1;  // elements in a 4-byte unit of an operand: 1 float or 2 bfloat16
+};
+
+// A range of query rows (forward) or key rows (backward) of one (sequence, head); heads are query heads forward and
+// key heads backward.
+struct FlashItem {
+  std::int64_t batch = 0;
+  std::int64_t head = 0;
+  Range rows;
+  std::int64_t chunk = 0;  // backward: which partial of dQ it adds to
+};
+
+// A part of dbias and what is summed into it, in this order; see FlashBackward::run_bias.
+struct BiasPart {
+  Range batches, heads, query_tiles, key_tiles;
+};
+
+// A tile of keys to pack.
+struct PackItem {
+  std::int64_t batch = 0;
+  std::int64_t head_kv = 0;
+  std::int64_t key_tile = 0;
+};
+
+// One sequence: spans, the packed rows before it, and its tile schedule.
+struct FlashSequence {
+  SequenceSpan span;
+  std::int64_t stored_keys = 0;  // rows of K and V that exist, of which span.keys are in use
+  std::int64_t padded_keys = 0;
+  std::int64_t packed_row = 0;   // sum of padded_keys of the sequences before
+  std::size_t schedule = 0;      // index into FlashPlan::schedules
+};
+
+// Packed operands, in 4-byte units. K and V are packed once per (sequence, key head) and shared by every query tile and
+// every query head of the group.
+struct PackedOperand {
+  WorkspaceSlot<float> slot;
+  std::int64_t units_per_row = 0;  // per packed key row
+};
+
+// One thread's scratch. Strides are in 4-byte units; a pad keeps rows off the same cache sets.
+struct FlashScratch {
+  std::int64_t q_stride = 0;       // of q and, backward, of q as a right-hand operand
+  std::int64_t dout_stride = 0;
+  std::int64_t score_stride = 0;   // of scores and dp
+  std::int64_t weight_stride = 0;  // of weights and ds: bfloat16 pairs along the keys
+  WorkspaceSlot<float> q, scores, weights, out;        // forward (and q, scores backward)
+  WorkspaceSlot<float> row_max, row_sum, rescale;      // forward
+  WorkspaceSlot<float> dout, dp, derivative, dk, dv;   // backward
+  WorkspaceSlot<float> q_pairs, dout_pairs, p_pairs, ds_pairs, ds;  // backward, bfloat16 products
+  WorkspaceSlot<float> row_a, row_b;                   // bias, ALiBi and dropout of one row of a tile
+  WorkspaceSlot<float> bias_tile;                      // a tile of dbias
+};
+
+struct FlashPlan {
+  Problem problem;
+  Pass pass = Pass::forward;
+  KernelShape shape;
+  int threads = 1;
+
+  std::int64_t tile_q = 0;
+  std::int64_t tile_k = 0;
+  std::int64_t tiles_per_item = 1;  // forward: query tiles that share one pass over the keys
+  std::int64_t padded_qk = 0;       // dim_qk and dim_v rounded up to whole vectors
+  std::int64_t padded_v = 0;
+  std::int64_t panels_qk = 0;       // dim_qk and dim_v in panels, rounded up
+  std::int64_t panels_v = 0;
+  std::int64_t units_qk = 0;        // dim_qk and dim_v in depth units, rounded up
+  std::int64_t units_v = 0;
+  bool modified = false;            // softcap, bias or ALiBi: scores need a pass of their own
+  float q_factor = 1.0F;            // folded into Q as it is loaded
+  float score_factor = 1.0F;        // still to be applied to Q K^T; plain scores are then in base 2
+
+  std::vector<FlashSequence> sequences;
+  std::vector<TileSchedule> schedules;
+  std::vector<PackItem> pack_items;
+  std::vector<FlashItem> items;
+  std::vector<FlashItem> line_items;  // backward: runs of query rows of each query head
+  std::int64_t query_rows = 0;   // of all sequences
+  std::int64_t packed_rows = 0;  // of all sequences
+  std::int64_t chunks = 1;       // backward: partials of dQ
+
+  // Forward: keys_t [panel][unit][column], values [panel][row pair or row][column]. Backward: keys_t, values_t, keys.
+  PackedOperand keys_t, values_t, keys, values;
+  WorkspaceSlot<std::uint8_t> special_keys, special_values;  // per key tile: holds a NaN or an infinity
+  WorkspaceSlot<float> lse_log2, delta;                       // backward: per query head and row
+  WorkspaceSlot<float> dq_partials;
+  FlashScratch layout;
+  WorkspaceSlot<std::byte> scratch;
+  std::int64_t scratch_bytes = 0;  // of one thread
+  std::int64_t workspace_bytes = 0;
+
+  const TileSchedule& schedule_of(const FlashSequence& sequence) const { return schedules[sequence.schedule]; }
+  // Units before the packed rows of one (sequence, key head).
+  std::int64_t packed_units(const PackedOperand& operand, const FlashSequence& sequence, std::int64_t head_kv) const {
+    return (sequence.packed_row * problem.heads_kv + head_kv * sequence.padded_keys) * operand.units_per_row;
+  }
+  std::int64_t special_index(const FlashSequence& sequence, std::int64_t head_kv, std::int64_t key_tile) const {
+    return (sequence.packed_row * problem.heads_kv + head_kv * sequence.padded_keys) / tile_k + key_tile;
+  }
+  // Index of the first row of one (sequence, query head) in lse_log2, delta and one partial of dQ.
+  std::int64_t query_line(const FlashSequence& sequence, std::int64_t head) const {
+    return sequence.span.query_row * problem.heads_q + head * sequence.span.queries;
+  }
+};
+
+FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& shape, int threads);
+
+}  // namespace tessera::internal

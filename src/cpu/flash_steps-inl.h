@@ -1,0 +1,112 @@
+// The steps of a flash problem as free functions, and the table of them.
+
+inline void pack_tile(const FlashPlan& plan, const PackItem& item, const PackedOperand& operand, bool transposed,
+                      const ConstTensorView& view, std::int64_t dim, std::int64_t units,
+                      const WorkspaceSlot<std::uint8_t>& special, std::span<std::byte> workspace) {
+  using Unit = Arithmetic::Unit;
+  constexpr std::int64_t kWidth = Arithmetic::kVectors * Arithmetic::kLanes;
+  const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
+  const std::int64_t first = item.key_tile * plan.tile_k;
+  const Range range{first, std::min(first + plan.tile_k, sequence.span.keys)};
+  const auto rows = rows_of(view, item.batch, sequence.span.key_row, item.head_kv);
+  Unit* out = reinterpret_cast<Unit*>(operand.slot.in(workspace)) + plan.packed_units(operand, sequence, item.head_kv);
+  const bool found =
+      transposed ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
+                 : pack_rows<Arithmetic>(rows, range, first + plan.tile_k, dim,
+                                         sequence.padded_keys / Arithmetic::kDepthUnit * kWidth,
+                                         out + first / Arithmetic::kDepthUnit * kWidth);
+  special.in(workspace)[plan.special_index(sequence, item.head_kv, item.key_tile)] = found ? 1 : 0;
+}
+
+inline void pack_forward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace,
+                         std::int64_t item) {
+  const PackItem& pack = plan.pack_items[static_cast<std::size_t>(item)];
+  const Problem& problem = plan.problem;
+  pack_tile(plan, pack, plan.keys_t, true, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
+  pack_tile(plan, pack, plan.values, false, tensors.v, problem.dim_v, plan.units_v, plan.special_values, workspace);
+}
+
+inline void pack_backward(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
+                          std::int64_t item) {
+  const PackItem& pack = plan.pack_items[static_cast<std::size_t>(item)];
+  const Problem& problem = plan.problem;
+  pack_tile(plan, pack, plan.keys_t, true, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
+  pack_tile(plan, pack, plan.values_t, true, tensors.v, problem.dim_v, plan.units_v, plan.special_values, workspace);
+  pack_tile(plan, pack, plan.keys, false, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
+}
+
+inline void forward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace, int thread,
+                    std::int64_t item) {
+  FlashForward<Arithmetic>(plan, tensors, workspace, thread, plan.items[static_cast<std::size_t>(item)]).run();
+}
+
+inline void backward(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace, int thread,
+                     std::int64_t item) {
+  FlashBackward<Arithmetic>(plan, tensors, workspace, thread).run(plan.items[static_cast<std::size_t>(item)]);
+}
+
+inline void bias_gradient(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
+                          int thread, const BiasPart& part) {
+  FlashBackward<Arithmetic>(plan, tensors, workspace, thread).run_bias(part);
+}
+
+inline void row_statistics(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
+                           std::int64_t index) {
+  const FlashItem& item = plan.line_items[static_cast<std::size_t>(index)];
+  const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
+  const std::int64_t row = sequence.span.query_row;
+  const auto out = rows_of(tensors.out, item.batch, row, item.head);
+  const auto dout = rows_of(tensors.dout, item.batch, row, item.head);
+  const auto lse = line_of(tensors.lse, item.batch, row, item.head);
+  const std::int64_t line = plan.query_line(sequence, item.head);
+  constexpr std::int64_t kMaxDim = 512;
+  alignas(64) float out_row[kMaxDim];
+  alignas(64) float dout_row[kMaxDim];
+  for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r) {
+    load_row(out.at(r), out.dtype, plan.problem.dim_v, 1.0F, out_row);
+    load_row(dout.at(r), dout.dtype, plan.problem.dim_v, 1.0F, dout_row);
+    float delta = 0;
+    for (std::int64_t c = 0; c < plan.problem.dim_v; ++c) {
+      delta += out_row[c] * dout_row[c];
+    }
+    if (!tensors.dlse.absent()) {
+      const auto dlse = line_of(tensors.dlse, item.batch, row, item.head);
+      delta -= *static_cast<const float*>(dlse.at(r));
+    }
+    plan.lse_log2.in(workspace)[line + r] = *static_cast<const float*>(lse.at(r)) * std::numbers::log2e_v<float>;
+    plan.delta.in(workspace)[line + r] = delta;
+  }
+}
+
+inline void reduce_dq(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
+                      std::int64_t index) {
+  const FlashItem& item = plan.line_items[static_cast<std::size_t>(index)];
+  const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
+  const Problem& problem = plan.problem;
+  const std::int64_t partial_size = problem.total_q() * problem.heads_q * plan.padded_qk;
+  const std::int64_t line = plan.query_line(sequence, item.head);
+  const auto dq = rows_of(tensors.dq, item.batch, sequence.span.query_row, item.head);
+  for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r) {
+    float* HWY_RESTRICT sum = plan.dq_partials.in(workspace) + (line + r) * plan.padded_qk;
+    for (std::int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
+      const float* HWY_RESTRICT partial = sum + chunk * partial_size;
+      for (std::int64_t c = 0; c < plan.padded_qk; ++c) {
+        sum[c] += partial[c];
+      }
+    }
+    store_row(sum, dq.dtype, problem.dim_qk, problem.softmax_scale(), dq.at(r));
+  }
+}
+
+constexpr CpuKernels kernels_table(const char* isa, const CpuKernels* bfloat16) {
+  return {isa,
+          {Arithmetic::kLanes, Arithmetic::kVectors * Arithmetic::kLanes, Arithmetic::kRows, Arithmetic::kDepthUnit},
+          bfloat16,
+          &pack_forward,
+          &pack_backward,
+          &forward,
+          &backward,
+          &bias_gradient,
+          &row_statistics,
+          &reduce_dq};
+}

@@ -1,0 +1,52 @@
+#include "cpu/isa.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "core/fail.h"
+#include "cpu/flash_kernels.h"
+#include "cpu/threads.h"
+#include "tessera/plan.h"
+
+namespace tessera::internal {
+
+const CpuKernels& select_kernels(std::string_view isa) {
+  std::string_view source = "isa";
+  if (isa.empty()) {
+    const char* wanted = std::getenv("TESSERA_ISA");
+    if (wanted == nullptr || *wanted == '\0') {
+      return *available_kernels().front();
+    }
+    isa = wanted;
+    source = "TESSERA_ISA";
+  }
+  std::string accepted;
+  for (const CpuKernels* kernels : available_kernels()) {
+    if (isa == kernels->isa) {
+      return *kernels;
+    }
+    accepted += (accepted.empty() ? "" : ", ") + std::string(kernels->isa);
+  }
+  fail_argument(source, isa, accepted + " on this CPU");
+}
+
+}  // namespace tessera::internal
+
+namespace tessera {
+
+CpuInfo cpu_info() {
+  CpuInfo info;
+  for (const internal::CpuKernels* kernels : internal::available_kernels()) {
+    info.isas.emplace_back(kernels->isa);
+  }
+  info.selected_isa = internal::select_kernels({}).isa;
+  info.threads = internal::default_threads();
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  info.l2_bytes = std::max<std::int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
+#endif
+  return info;
+}
+
+}  // namespace tessera

@@ -1,0 +1,140 @@
+// Rows of user tensors into float32 rows and packed operands.
+
+// Columns [0, dim) of one row as float32.
+HWY_INLINE void load_row(const void* row, DType dtype, std::int64_t dim, float factor, float* HWY_RESTRICT out) {
+  if (dtype == DType::float32) {
+    const auto* source = static_cast<const float*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      out[i] = source[i] * factor;
+    }
+  } else if (dtype == DType::bfloat16) {
+    const auto* source = static_cast<const std::uint16_t*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      out[i] = bfloat16_to_float(source[i]) * factor;
+    }
+  } else {
+    const auto* source = static_cast<const std::uint16_t*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      out[i] = float16_to_float(source[i]) * factor;
+    }
+  }
+}
+
+HWY_INLINE void store_row(const float* HWY_RESTRICT values, DType dtype, std::int64_t dim, float factor, void* row) {
+  if (dtype == DType::float32) {
+    auto* target = static_cast<float*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      target[i] = values[i] * factor;
+    }
+  } else if (dtype == DType::bfloat16) {
+    auto* target = static_cast<std::uint16_t*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      target[i] = float_to_bfloat16(values[i] * factor);
+    }
+  } else {
+    auto* target = static_cast<std::uint16_t*>(row);
+    for (std::int64_t i = 0; i < dim; ++i) {
+      target[i] = float_to_float16(values[i] * factor);
+    }
+  }
+}
+
+// Whether the row holds a NaN or an infinity.
+HWY_INLINE bool has_special(const float* row, std::int64_t count) {
+  std::uint32_t special = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    special |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(row[i]) & 0x7F800000U) == 0x7F800000U);
+  }
+  return special != 0;
+}
+
+// The depth units of one row: float32, or pairs of bfloat16 (an odd tail is paired with zero).
+template <class Arithmetic>
+HWY_INLINE void load_units(const void* row, DType dtype, std::int64_t dim, float factor,
+                           typename Arithmetic::Unit* HWY_RESTRICT out) {
+  if constexpr (Arithmetic::kDepthUnit == 1) {
+    load_row(row, dtype, dim, factor, out);
+  } else {
+    std::memcpy(out, row, static_cast<std::size_t>(dim) * 2);
+    if (dim % 2 != 0) {
+      out[dim / 2] &= 0xFFFFU;
+    }
+  }
+}
+
+inline bool unit_is_special(float unit) { return has_special(&unit, 1); }
+inline bool unit_is_special(std::uint32_t pair) {
+  return (pair & 0x7F80U) == 0x7F80U || (pair & 0x7F800000U) == 0x7F800000U;
+}
+
+template <class Unit>
+HWY_INLINE bool units_special(const Unit* units, std::int64_t count) {
+  bool special = false;
+  for (std::int64_t i = 0; i < count; ++i) {
+    special |= unit_is_special(units[i]);
+  }
+  return special;
+}
+
+// Rows [begin, end) of a key-side tensor into panels [row / kPanel][unit][kPanel], zeros behind the last row. `row_units`
+// is room for kPanel rows. Returns whether any element is a NaN or an infinity.
+template <class Arithmetic>
+bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim, std::int64_t units,
+                     typename Arithmetic::Unit* out) {
+  using Unit = typename Arithmetic::Unit;
+  constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
+  constexpr std::int64_t kMaxUnits = 512;
+  bool special = false;
+  alignas(64) Unit buffer[8][kMaxUnits];
+  for (std::int64_t first = range.begin; first < range.end; first += kPanel, out += units * kPanel) {
+    for (std::int64_t block = 0; block < kPanel; block += 8) {
+      for (std::int64_t j = 0; j < 8; ++j) {
+        const std::int64_t row = first + block + j;
+        if (row < range.end) {
+          load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, buffer[j]);
+          special |= units_special(buffer[j], units);
+        } else {
+          std::memset(buffer[j], 0, static_cast<std::size_t>(units) * sizeof(Unit));
+        }
+      }
+      for (std::int64_t k = 0; k < units; ++k) {
+        Unit* HWY_RESTRICT target = out + k * kPanel + block;
+#pragma GCC unroll 8
+        for (std::int64_t j = 0; j < 8; ++j) {
+          target[j] = buffer[j][k];
+        }
+      }
+    }
+  }
+  return special;
+}
+
+// Rows [begin, end) of a tensor into panels of columns, [column / kPanel][row unit][kPanel]: a right-hand operand whose
+// depth is the row. `panel_stride` is the distance between panels; rows up to `padded_end` are zero.
+template <class Arithmetic>
+bool pack_rows(const Rows<const void>& rows, Range range, std::int64_t padded_end, std::int64_t dim,
+               std::int64_t panel_stride, typename Arithmetic::Unit* out) {
+  constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
+  constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
+  const std::int64_t panels = ceil_div(dim, kPanel);
+  alignas(64) float buffer[kUnit][512 + kPanel];
+  std::memset(buffer, 0, sizeof(buffer));
+  bool special = false;
+  for (std::int64_t row = range.begin; row < padded_end; row += kUnit) {
+    for (std::int64_t u = 0; u < kUnit; ++u) {
+      if (row + u < range.end) {
+        load_row(rows.at(row + u), rows.dtype, dim, 1.0F, buffer[u]);
+        special |= has_special(buffer[u], dim);
+      } else {
+        std::memset(buffer[u], 0, static_cast<std::size_t>(dim) * sizeof(float));
+      }
+    }
+    typename Arithmetic::Unit* target = out + (row - range.begin) / kUnit * kPanel;
+    for (std::int64_t panel = 0; panel < panels; ++panel, target += panel_stride) {
+      for (std::int64_t i = 0; i < kPanel; ++i) {
+        target[i] = Arithmetic::pack(buffer[0][panel * kPanel + i], buffer[kUnit - 1][panel * kPanel + i]);
+      }
+    }
+  }
+  return special;
+}

@@ -1,0 +1,119 @@
+// What happens to a row of scores between the two matrix products: modifiers, the mask, dropout.
+
+// One row of a score tile: query `query` of (batch, head) against the keys from `first_key` on.
+struct ScoreRow {
+  const FlashPlan& plan;
+  const FlashSequence& sequence;
+  const ScoreTensors& tensors;
+  std::int64_t batch, head, query, first_key, count;
+};
+
+// Softcap, bias and ALiBi, in place; the result is in base 2. `derivative`, unless null, receives d(score) / d(scaled
+// product). The bias is gathered into `bias_row` first.
+inline void load_bias(const ScoreRow& row, float* HWY_RESTRICT bias_row) {
+  const ConstTensorView& bias = row.tensors.bias;
+  const auto pick = [&](std::size_t axis, std::int64_t i) {
+    return bias.shape[axis] == 1 ? std::int64_t{0} : i * bias.strides[axis];
+  };
+  const std::int64_t start = pick(0, row.batch) + pick(1, row.head) + pick(2, row.query) + pick(3, row.first_key);
+  const std::int64_t step = bias.shape[3] == 1 ? 0 : bias.strides[3];
+  const std::int64_t count = std::min(row.count, row.sequence.span.keys - row.first_key);
+  if (step == 1) {
+    load_row(advance(bias.data, bias.dtype, start), bias.dtype, count, 1.0F, bias_row);
+  } else {
+    for (std::int64_t j = 0; j < count; ++j) {
+      bias_row[j] = static_cast<float>(load_element(bias.data, bias.dtype, start + j * step));
+    }
+  }
+  std::fill(bias_row + count, bias_row + row.count, 0.0F);
+}
+
+inline float alibi_slope(const ScoreRow& row) {
+  const ConstTensorView& slopes = row.tensors.alibi_slopes;
+  const std::int64_t index =
+      slopes.rank == 2 ? row.batch * slopes.strides[0] + row.head * slopes.strides[1] : row.head * slopes.strides[0];
+  return static_cast<const float*>(slopes.data)[index];
+}
+
+inline void modify_scores(const ScoreRow& row, float* HWY_RESTRICT scores, float* HWY_RESTRICT bias_row,
+                          float* HWY_RESTRICT derivative) {
+  const Problem& problem = row.plan.problem;
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto factor = hn::Set(d, row.plan.score_factor);
+  const auto log2e = hn::Set(d, std::numbers::log2e_v<float>);
+  const float cap = problem.softcap;
+  const bool has_bias = problem.bias_shape.has_value();
+  if (has_bias) {
+    load_bias(row, bias_row);
+  }
+  const auto slope = hn::Set(d, problem.alibi ? alibi_slope(row) : 0.0F);
+  const std::int64_t position =
+      row.query + problem.mask.alignment().resolve(row.sequence.span.queries, row.sequence.span.keys) - row.first_key;
+  const auto to_query = hn::Set(di, static_cast<std::int32_t>(std::clamp<std::int64_t>(position, -(1 << 30), 1 << 30)));
+  for (std::int64_t j = 0; j < row.count; j += lanes) {
+    auto s = hn::Mul(hn::LoadU(d, scores + j), factor);
+    if (cap > 0) {
+      const auto tangent = tanh_of(d, hn::Mul(s, hn::Set(d, 1.0F / cap)));
+      if (derivative != nullptr) {
+        hn::StoreU(hn::NegMulAdd(tangent, tangent, hn::Set(d, 1.0F)), d, derivative + j);
+      }
+      s = hn::Mul(tangent, hn::Set(d, cap));
+    }
+    if (has_bias) {
+      s = hn::Add(s, hn::LoadU(d, bias_row + j));
+    }
+    if (problem.alibi) {
+      const auto distance = hn::Abs(hn::Sub(to_query, hn::Iota(di, static_cast<std::int32_t>(j))));
+      s = hn::NegMulAdd(slope, hn::ConvertTo(d, distance), s);
+    }
+    hn::StoreU(hn::Mul(s, log2e), d, scores + j);
+  }
+}
+
+// The columns of a row, counted from its first key, that its query sees.
+inline Range visible_columns(const TileSchedule& schedule, std::int64_t query, std::int64_t first_key,
+                             std::int64_t count) {
+  const Range keys = schedule.keys_of(query);
+  const std::int64_t begin = std::clamp<std::int64_t>(keys.begin - first_key, 0, count);
+  return {begin, std::clamp<std::int64_t>(keys.end - first_key, begin, count)};
+}
+
+// The columns, in whole panels, that any of these queries sees.
+inline Range visible_panels(const TileSchedule& schedule, Range queries, std::int64_t first_key, std::int64_t count,
+                            std::int64_t panel) {
+  Range columns{count, 0};
+  for (std::int64_t query = queries.begin; query < queries.end; ++query) {
+    const Range seen = visible_columns(schedule, query, first_key, count);
+    if (!seen.empty()) {
+      columns = {std::min(columns.begin, seen.begin), std::max(columns.end, seen.end)};
+    }
+  }
+  return {columns.begin / panel * panel, round_up(columns.end, panel)};
+}
+
+inline void fill_outside(float* row, Range inside, std::int64_t count, float value) {
+  std::fill(row, row + inside.begin, value);
+  std::fill(row + inside.end, row + count, value);
+}
+
+// Factors of dropout for one row of weights: 0 or `kept`.
+inline void dropout_row(const ScoreRow& row, float kept, float* HWY_RESTRICT factors) {
+  const Dropout& dropout = row.plan.problem.dropout;
+  const auto threshold = static_cast<unsigned>(dropout.threshold());
+  const std::int64_t first = row.first_key + dropout.key_start;
+  const std::int64_t last = first + row.count;
+  for (std::int64_t group = first >> 6; group <= (last - 1) >> 6; ++group) {
+    for (int lane = 0; lane < 4; ++lane) {
+      const PhiloxBlock block = dropout_block(dropout.seed, row.batch + dropout.batch_start,
+                                              row.head + dropout.head_start, row.query + dropout.query_start, group, lane);
+      for (std::int64_t n = 0; n < 16; ++n) {
+        const std::int64_t key = 64 * group + (n >> 1) * 8 + 2 * lane + (n & 1);
+        if (key >= first && key < last) {
+          factors[key - first] = dropout_byte(block, key) >= threshold ? kept : 0.0F;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,47 @@
+// Vector functions of float32: 2^x, tanh and reductions.
+
+// 2^x for x <= 127, exactly 0 below -126.5 and for -infinity; NaN stays NaN. Relative error below 2e-7: degree 6 on
+// [-1/2, 1/2], then the exponent is added as an integer. At the clamp, -127, the sum is the bit pattern of zero.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp2_of(D d, V x) {
+  const hn::RebindToSigned<D> di;
+  x = hn::Max(hn::Set(d, -127.0F), x);  // in this order x86 keeps a NaN in x
+  const V whole = hn::Round(x);
+  const V f = hn::Sub(x, whole);
+  V p = hn::Set(d, 1.535336188319500e-4F);
+  p = hn::MulAdd(p, f, hn::Set(d, 1.339887440266574e-3F));
+  p = hn::MulAdd(p, f, hn::Set(d, 9.618437357674640e-3F));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.550332471162809e-2F));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.402264791363012e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.931472028550421e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.0F));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, whole))));
+}
+
+// Odd polynomial (Taylor, degree 13) below 0.55, 1 - 2 / (2^(2 x log2 e) + 1) above; relative error below 3e-7.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V tanh_of(D d, V x) {
+  const V magnitude = hn::Abs(x);
+  const V square = hn::Mul(x, x);
+  V p = hn::Set(d, 21844.0F / 6081075.0F);
+  p = hn::MulAdd(p, square, hn::Set(d, -1382.0F / 155925.0F));
+  p = hn::MulAdd(p, square, hn::Set(d, 62.0F / 2835.0F));
+  p = hn::MulAdd(p, square, hn::Set(d, -17.0F / 315.0F));
+  p = hn::MulAdd(p, square, hn::Set(d, 2.0F / 15.0F));
+  p = hn::MulAdd(p, square, hn::Set(d, -1.0F / 3.0F));
+  const V near = hn::MulAdd(hn::Mul(p, square), x, x);
+  const V bounded = hn::Min(hn::Set(d, 20.0F), magnitude);  // where tanh is 1 in float32; keeps 2^x in range
+  const V power = exp2_of(d, hn::Mul(bounded, hn::Set(d, 2.0F * 1.44269504088896340736F)));
+  const V far = hn::Sub(hn::Set(d, 1.0F), hn::Div(hn::Set(d, 2.0F), hn::Add(power, hn::Set(d, 1.0F))));
+  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0.55F)), near, hn::CopySign(far, x));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE float sum_of(D d, V x) {
+  return hn::GetLane(hn::SumOfLanes(d, x));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE float max_of(D d, V x) {
+  return hn::GetLane(hn::MaxOfLanes(d, x));
+}
