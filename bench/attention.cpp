@@ -1,0 +1,67 @@
+// Flash attention on the CPU over pass, head dim, length, mask and threads. Counters: GFLOP/s of the pairs that attend,
+// GFLOP/s of the visited tiles, and the share of this core's FMA peak (times the threads), measured around each case.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+
+#include "workload.h"
+
+namespace {
+
+using tessera::bench::Case;
+using tessera::bench::Workload;
+
+void attention(benchmark::State& state, const Case& settings) {
+  Workload workload(settings);
+  workload.run();
+  double peak = tessera::measure_peak_flops(settings.isa);
+  for (auto _ : state) {
+    workload.run();
+  }
+  peak = std::max(peak, tessera::measure_peak_flops(settings.isa));
+  const auto& facts = workload.plan().facts();
+  const auto runs = static_cast<double>(state.iterations());
+  const auto rate = [&](double flops) { return benchmark::Counter(flops * runs, benchmark::Counter::kIsRate); };
+  state.counters["flops"] = rate(facts.flops_of_pairs);
+  state.counters["flops_visited"] = rate(facts.flops);
+  state.counters["share_of_peak"] = rate(facts.flops_of_pairs / (peak * settings.threads));
+  state.SetLabel(facts.isa);
+}
+
+void register_cases() {
+  for (const auto pass : {tessera::Pass::forward, tessera::Pass::backward}) {
+    for (const std::int64_t dim : {64, 128}) {
+      for (const std::int64_t length : {2048, 8192}) {
+        for (const bool causal : {false, true}) {
+          for (const int threads : {1, 2}) {
+            Case settings;
+            settings.pass = pass;
+            settings.length = length;
+            settings.dim = dim;
+            settings.causal = causal;
+            settings.threads = threads;
+            benchmark::RegisterBenchmark(tessera::bench::name_of(settings).c_str(), attention, settings)
+                ->Unit(benchmark::kMillisecond)
+                ->UseRealTime()
+                ->MinTime(0.2)
+                ->Repetitions(5)
+                ->ReportAggregatesOnly();
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  register_cases();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 2;
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
