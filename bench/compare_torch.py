@@ -1,0 +1,324 @@
+"""Tessera beside torch's scaled_dot_product_attention: the same tensors, the same threads, one process.
+
+Both read [batch, seq, heads, dim] tensors of random normal numbers (torch through a transposed view, which its flash
+kernel takes as it lies), allocate their outputs in every call, and take turns; the medians are compared. torch is held
+to its flash kernel. The forward pass is timed without gradients; the backward pass is timed alone, as autograd.grad of
+a retained graph against tessera.backward with out and lse given. Every timed result is checked in the same run, in two
+ways: all of it against the other library's, and two heads of it against torch in the next wider dtype, where Tessera's
+error must be at most twice torch's plus one rounding. The exit status is 1 if a result disagrees, 2 if a library is
+missing.
+
+    PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TORCH_VERSION = "2.13.0"
+
+
+def missing(what: str, remedy: str) -> int:
+    print(f"compare_torch: {what} is not installed for {sys.executable}; {remedy}", file=sys.stderr)
+    return 2
+
+
+try:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+except ImportError:
+    sys.exit(missing("torch", f"pip install torch=={TORCH_VERSION}"))
+try:
+    import tessera
+except ImportError:
+    sys.exit(missing("tessera", "build it (cmake --preset release && cmake --build build/release) and set PYTHONPATH"))
+
+# Of one rounding to the dtype, and of the two libraries' whole results from each other: both relative.
+ROUNDING = {"float32": 1e-6, "bfloat16": 2.0**-8}
+APART = {"float32": 2e-5, "bfloat16": 4e-2}
+WIDER = {"float32": torch.float64, "bfloat16": torch.float32}
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    dim: int
+    seq: int
+    causal: bool
+    batch: int
+    heads: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}-d{self.dim}-n{self.seq}-{'causal' if self.causal else 'dense'}"
+
+    def flops(self, backward: bool) -> float:
+        pairs = self.seq * (self.seq + 1) / 2 if self.causal else self.seq**2
+        return (10 if backward else 4) * self.dim * pairs * self.batch * self.heads
+
+
+class CpuDevice:
+    """What differs between devices: where tensors live and how a call is timed."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int):
+        self.threads = threads or torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+
+    def describe(self) -> dict[str, Any]:
+        model = "unknown"
+        cpuinfo = Path("/proc/cpuinfo")
+        if cpuinfo.exists():
+            lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+            model = lines[0].partition(":")[2].strip() if lines else model
+        return {
+            "device": model,
+            "threads": self.threads,
+            "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
+            "tessera": f"{tessera.__version__} ({tessera.info()['selected_isa']})",
+        }
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        # Each library has its own pool of threads, whose idle ones spin for some milliseconds: let those go to sleep.
+        time.sleep(0.02)
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+DEVICES = {CpuDevice.name: CpuDevice}
+
+
+def torch_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def torch_leaves(tensors: Sequence[torch.Tensor]) -> Tensors:
+    """[batch, heads, seq, dim] views of [batch, seq, heads, dim] tensors, each a leaf of the graph."""
+    return tuple(x.detach().transpose(1, 2).requires_grad_() for x in tensors)
+
+
+class Inputs:
+    """The tensors of one case and the four timed calls, which return (out,) or (dq, dk, dv) shaped as the inputs."""
+
+    def __init__(self, case: Case, device: CpuDevice):
+        torch.manual_seed(case.seq * 2 + case.causal)
+        shape = (case.batch, case.seq, case.heads, case.dim)
+        self.case = case
+        self.tensors = tuple(torch.randn(shape).to(device.name, getattr(torch, case.dtype)) for _ in range(4))
+        self.options = {"causal": case.causal, "threads": device.threads}
+        self.leaves = torch_leaves(self.tensors[:3])
+        self.graph = torch_forward(*self.leaves, case.causal)
+        self.state = tessera.forward(*self.tensors[:3], **self.options)
+
+    def torch_forward(self) -> Tensors:
+        with torch.no_grad():
+            return (torch_forward(*self.leaves, self.case.causal).transpose(1, 2),)
+
+    def torch_backward(self) -> Tensors:
+        dout = self.tensors[3].transpose(1, 2)
+        gradients = torch.autograd.grad(self.graph, self.leaves, dout, retain_graph=True)
+        return tuple(x.transpose(1, 2) for x in gradients)
+
+    def tessera_forward(self) -> Tensors:
+        return tessera.forward(*self.tensors[:3], **self.options)[:1]
+
+    def tessera_backward(self) -> Tensors:
+        q, k, v, dout = self.tensors
+        return tuple(tessera.backward(dout, q, k, v, *self.state, **self.options)[:3])
+
+    def heads(self) -> list[tuple[slice, slice]]:
+        """The two (batch, head) pairs that are checked in a wider dtype."""
+        last_batch, last_head = self.case.batch - 1, self.case.heads - 1
+        return [(slice(0, 1), slice(0, 1)), (slice(last_batch, last_batch + 1), slice(last_head, last_head + 1))]
+
+    def exact(self, backward: bool) -> list[Tensors]:
+        results = []
+        for batch, head in self.heads():
+            wide = [x[batch, :, head].to(WIDER[self.case.dtype]) for x in self.tensors]
+            leaves = torch_leaves(wide[:3])
+            out = torch_forward(*leaves, self.case.causal)
+            tensors = torch.autograd.grad(out, leaves, wide[3].transpose(1, 2)) if backward else (out.detach(),)
+            results.append(tuple(x.transpose(1, 2) for x in tensors))
+        return results
+
+
+def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((x.double() - reference.double()).norm() / reference.double().norm())
+
+
+@dataclass
+class Errors:
+    """The largest relative errors over the results of one pass."""
+
+    tessera: float  # against the wider dtype
+    torch: float
+    apart: float  # of the two from each other
+
+    def agree(self, dtype: str) -> bool:
+        return self.tessera <= 2 * self.torch + ROUNDING[dtype] and self.apart <= APART[dtype]
+
+
+def compare_results(inputs: Inputs, backward: bool, ours: Tensors, theirs: Tensors) -> Errors:
+    errors = Errors(0.0, 0.0, max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)))
+    for (batch, head), exact in zip(inputs.heads(), inputs.exact(backward), strict=True):
+        for a, b, e in zip(ours, theirs, exact, strict=True):
+            errors.tessera = max(errors.tessera, relative_error(a[batch, :, head], e))
+            errors.torch = max(errors.torch, relative_error(b[batch, :, head], e))
+    return errors
+
+
+def run_pass(inputs: Inputs, device: CpuDevice, backward: bool, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Checks one pass of one case, then times the libraries in turn."""
+    ours = inputs.tessera_backward if backward else inputs.tessera_forward
+    theirs = inputs.torch_backward if backward else inputs.torch_forward
+    errors = compare_results(inputs, backward, ours(), theirs())
+    once = device.seconds(theirs) + device.seconds(ours)
+    rounds = max(arguments.rounds, min(50, int(arguments.seconds / once)))
+    torch_times, tessera_times = [], []
+    for _ in range(rounds):
+        torch_times.append(device.seconds(theirs))
+        tessera_times.append(device.seconds(ours))
+    case = inputs.case
+    torch_seconds, tessera_seconds = statistics.median(torch_times), statistics.median(tessera_times)
+    flops = case.flops(backward)
+    return {
+        **asdict(case),
+        "pass": "backward" if backward else "forward",
+        "rounds": rounds,
+        "torch_ms": torch_seconds * 1e3,
+        "tessera_ms": tessera_seconds * 1e3,
+        "torch_gflops": flops / torch_seconds / 1e9,
+        "tessera_gflops": flops / tessera_seconds / 1e9,
+        "ratio": torch_seconds / tessera_seconds,
+        "torch_error": errors.torch,
+        "tessera_error": errors.tessera,
+        "apart": errors.apart,
+        "agree": errors.agree(case.dtype),
+    }
+
+
+HEADER = (
+    f"{'dtype':8} {'pass':8} {'dim':>3} {'seq':>5} {'mask':6} {'torch ms':>9} {'Tessera ms':>10} {'GFLOP/s':>7} "
+    f"{'ratio':>6}  {'torch error':>11} {'Tessera error':>13}"
+)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    mask = "causal" if row["causal"] else "dense"
+    print(
+        f"{row['dtype']:8} {row['pass']:8} {row['dim']:>3} {row['seq']:>5} {mask:6} {row['torch_ms']:>9.2f} "
+        f"{row['tessera_ms']:>10.2f} {row['tessera_gflops']:>7.0f} {row['ratio']:>5.2f}x  {row['torch_error']:>11.1e} "
+        f"{row['tessera_error']:>13.1e}{'' if row['agree'] else '  DISAGREES'}",
+        flush=True,
+    )
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Geometric mean and worst case of each (dtype, pass)."""
+    summary = []
+    for key in sorted({(row["dtype"], row["pass"]) for row in rows}, reverse=True):
+        group = [row for row in rows if (row["dtype"], row["pass"]) == key]
+        worst = min(group, key=lambda row: row["ratio"])
+        summary.append(
+            {
+                "dtype": key[0],
+                "pass": key[1],
+                "cases": len(group),
+                "geometric_mean": math.exp(statistics.fmean(math.log(row["ratio"]) for row in group)),
+                "slower": sum(row["ratio"] < 1 for row in group),
+                "worst": worst["ratio"],
+                "worst_case": Case(**{name: worst[name] for name in Case.__dataclass_fields__}).name,
+            }
+        )
+    return summary
+
+
+def print_summary(summary: list[dict[str, Any]]) -> None:
+    print(f"\n{'dtype':8} {'pass':8} {'cases':>5} {'geometric mean':>14} {'slower':>6} {'worst':>6}")
+    for row in summary:
+        print(
+            f"{row['dtype']:8} {row['pass']:8} {row['cases']:>5} {row['geometric_mean']:>13.2f}x {row['slower']:>6} "
+            f"{row['worst']:>5.2f}x  {row['worst_case']}"
+        )
+
+
+def make_cases(arguments: argparse.Namespace, threads: int) -> list[Case]:
+    longest = 2048 if arguments.quick else 8192
+    lengths = [n for n in (512, 1024, 2048, 4096, 8192) if n <= longest]
+    # At least four heads, and a multiple of the threads, since torch's backward pass splits by batch and head alone.
+    heads = arguments.heads or threads * math.ceil(4 / threads)
+    cases = [
+        Case(dtype, dim, seq, causal, max(1, arguments.tokens // seq), heads)
+        for dtype, dim, causal, seq in itertools.product(("float32", "bfloat16"), (64, 128), (False, True), lengths)
+    ]
+    return [case for case in cases if any(fnmatch.fnmatch(case.name, pattern) for pattern in arguments.cases)]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of both libraries; 0: torch's default (%(default)s)")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="names like float32-d64-n512-causal")
+    parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
+    parser.add_argument("--tokens", type=int, default=8192, help="batch * seq, where seq is not longer (%(default)s)")
+    parser.add_argument("--heads", type=int, default=0, help="0: four or more, a multiple of the threads (%(default)s)")
+    parser.add_argument("--seconds", type=float, help="time for each pass of each case (3; 0.5 with --quick)")
+    parser.add_argument("--rounds", type=int, default=5, help="least number of rounds, whatever the time (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="lengths up to 2048 and little time for each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    arguments = parser.parse_args()
+    if arguments.seconds is None:
+        arguments.seconds = 0.5 if arguments.quick else 3.0
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    device = DEVICES[arguments.device](arguments.threads)
+    cases = make_cases(arguments, device.threads)
+    if not cases:
+        print(f"compare_torch: no case has a name like {' '.join(arguments.cases)}", file=sys.stderr)
+        return 2
+    environment = device.describe()
+    print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    if torch.__version__.partition("+")[0] != TORCH_VERSION:
+        print(f"note: the published figures are against torch {TORCH_VERSION}")
+    print(
+        f"{arguments.tokens} tokens, {cases[0].heads} heads, medians of {arguments.rounds} rounds or more\n\n{HEADER}"
+    )
+    rows = []
+    for case in cases:
+        inputs = Inputs(case, device)
+        for name in arguments.passes:
+            rows.append(run_pass(inputs, device, name == "backward", arguments))
+            print_row(rows[-1])
+    summary = summarise(rows)
+    print_summary(summary)
+    disagreements = [row for row in rows if not row["agree"]]
+    if arguments.json:
+        record = {"environment": environment, "summary": summary, "rows": rows}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    if disagreements:
+        print(f"\n{len(disagreements)} results disagree", file=sys.stderr)
+    return 1 if disagreements else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
