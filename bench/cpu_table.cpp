@@ -1,14 +1,17 @@
 // The speed that the CPU kernels promise, beside what they reach here: one row for each promise.
 //
 // Shares of peak are of the FMA peak of this core, which is measured before and after every single run: on a shared
-// machine both move together. Figures are medians over the repeats of the ratio within a repeat.
+// machine both move together. Figures are medians over the repeats of the ratio within a repeat. Rows with one thread are
+// in CPU time, rows with two in elapsed time.
 #include <fmt/core.h>
+#include <time.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "workload.h"
@@ -44,10 +47,18 @@ struct Result {
   double peak = 0;              // median
 };
 
-double seconds_of(Workload& workload) {
-  const auto start = std::chrono::steady_clock::now();
+double now(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// Elapsed time or, with one thread, the CPU time of the whole process: the same on an idle machine, and not disturbed by
+// the scheduler on a busy one.
+double seconds_of(Workload& workload, clockid_t clock) {
+  const double start = now(clock);
   workload.run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return now(clock) - start;
 }
 
 double quantile(std::vector<double> values, double share) {
@@ -111,15 +122,16 @@ Result measure(const Row& row, const Options& options) {
   std::vector<double> ratios;
   std::vector<double> rates;
   std::vector<double> peaks;
+  const clockid_t clock = row.subject.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     const double before = tessera::measure_peak_flops(options.isa);
-    const double rate = subject.plan().facts().flops_of_pairs / seconds_of(subject);
+    const double rate = subject.plan().facts().flops_of_pairs / seconds_of(subject, clock);
     const double peak = (before + tessera::measure_peak_flops(options.isa)) / 2;
     rates.push_back(rate);
     peaks.push_back(peak);
     if (base) {
       const double visited = subject.plan().facts().flops / subject.plan().facts().flops_of_pairs;
-      ratios.push_back(rate * visited * seconds_of(*base) / base->plan().facts().flops);
+      ratios.push_back(rate * visited * seconds_of(*base, clock) / base->plan().facts().flops);
     } else {
       ratios.push_back(rate / peak);
     }

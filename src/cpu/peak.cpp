@@ -50,8 +50,9 @@ Measure measure_of([[maybe_unused]] std::string_view isa) {
 }  // namespace
 
 double measure_peak_flops(const std::string& isa) {
-  constexpr std::int64_t kSteps = 1'000'000;  // about 2 ms
-  constexpr int kRuns = 5;
+  // Runs of about 0.2 ms: short enough that some are not interrupted on a busy machine.
+  constexpr std::int64_t kSteps = 100'000;
+  constexpr int kRuns = 40;
   return measure_of(internal::select_kernels(isa).isa)(kSteps, kRuns);
 }
 
