@@ -1,0 +1,140 @@
+// What Plan::run allocates: nothing with a workspace of the caller, exactly workspace_bytes() without.
+//
+// The C allocator of this program is replaced by one that counts and passes on to glibc's.
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/compare.h"
+#include "support/targets.h"
+#include "support/tensor_ops.h"
+
+extern "C" {
+void* __libc_malloc(std::size_t size);
+void* __libc_calloc(std::size_t count, std::size_t size);
+void* __libc_realloc(void* old, std::size_t size);
+void* __libc_memalign(std::size_t alignment, std::size_t size);
+}
+
+namespace {
+
+std::atomic<bool> counting{false};
+std::atomic<std::int64_t> allocations{0};
+std::atomic<std::int64_t> allocated_bytes{0};
+std::atomic<std::int64_t> largest_bytes{0};
+
+void* count(void* memory, std::size_t size) {
+  if (counting) {
+    const auto bytes = static_cast<std::int64_t>(size);
+    ++allocations;
+    allocated_bytes += bytes;
+    std::int64_t largest = largest_bytes;
+    while (bytes > largest && !largest_bytes.compare_exchange_weak(largest, bytes)) {
+    }
+  }
+  return memory;
+}
+
+}  // namespace
+
+extern "C" {
+void* malloc(std::size_t size) { return count(__libc_malloc(size), size); }
+void* calloc(std::size_t number, std::size_t size) { return count(__libc_calloc(number, size), number * size); }
+void* realloc(void* old, std::size_t size) { return count(__libc_realloc(old, size), size); }
+void* memalign(std::size_t alignment, std::size_t size) { return count(__libc_memalign(alignment, size), size); }
+void* aligned_alloc(std::size_t alignment, std::size_t size) { return count(__libc_memalign(alignment, size), size); }
+int posix_memalign(void** result, std::size_t alignment, std::size_t size) {
+  *result = count(__libc_memalign(alignment, size), size);
+  return *result == nullptr ? ENOMEM : 0;
+}
+}
+
+namespace tessera {
+namespace {
+
+using cli::ProblemTensors;
+using test::Target;
+
+struct Count {
+  std::int64_t allocations, bytes, largest;
+};
+
+template <class Action>
+Count counted(Action action) {
+  allocations = allocated_bytes = largest_bytes = 0;
+  counting = true;
+  action();
+  counting = false;
+  return {allocations, allocated_bytes, largest_bytes};
+}
+
+Problem make_problem(std::int64_t length) {
+  Problem problem;
+  problem.seq_q = problem.seq_k = length;
+  problem.heads_q = 2;
+  problem.dim_qk = problem.dim_v = 32;
+  problem.mask = Mask::causal();
+  problem.bias_shape = {{1, 2, 1, length}};
+  problem.sinks = problem.alibi = true;
+  return problem;
+}
+
+template <class Tensors>
+void expect_frugal(const Plan& plan, const Tensors& tensors) {
+  const cli::PlanWorkspace workspace(plan);
+  plan.run(tensors, workspace.bytes());  // threads are started once
+  const Count with = counted([&] { plan.run(tensors, workspace.bytes()); });
+  EXPECT_EQ(with.allocations, 0) << with.bytes << " bytes";
+  plan.run(tensors);
+  const Count without = counted([&] { plan.run(tensors); });
+  EXPECT_EQ(without.allocations, plan.workspace_bytes() > 0 ? 1 : 0);
+  // aligned operator new may round the size up to the alignment.
+  EXPECT_GE(without.bytes, plan.workspace_bytes());
+  EXPECT_LE(without.bytes, plan.workspace_bytes() + static_cast<std::int64_t>(kWorkspaceAlignment));
+}
+
+TEST(Allocation, TheCounterCounts) {
+  const Count nothing = counted([] {});
+  EXPECT_EQ(nothing.allocations, 0);
+  const Count some = counted([] {
+    const auto one = std::make_unique<char[]>(1000);
+    const std::vector<std::byte> other(500);
+    static_cast<std::byte*>(::operator new(640, std::align_val_t{64}));
+  });
+  EXPECT_EQ(some.allocations, 3);
+  EXPECT_EQ(some.bytes, 2140);
+  EXPECT_EQ(some.largest, 1000);
+}
+
+TEST(Allocation, RunAllocatesNothingButItsWorkspace) {
+  for (const std::int64_t length : {100, 700}) {
+    ProblemTensors tensors(make_problem(length), {});
+    for (Target target : test::flash_targets()) {
+      target.threads = 2;
+      SCOPED_TRACE(target.name());
+      expect_frugal(test::make_plan(tensors.problem(), Pass::forward, target), tensors.forward());
+      expect_frugal(test::make_plan(tensors.problem(), Pass::backward, target), tensors.backward());
+    }
+  }
+}
+
+// Peak extra memory is what the plan says, and at 8 times the length at most 8 times as much: no score matrix hides.
+TEST(Allocation, WorkspaceOfFlashIsLinear) {
+  const Target target{"flash", "", 2};
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const std::int64_t small = test::make_plan(make_problem(8192), pass, target).workspace_bytes();
+    const std::int64_t large = test::make_plan(make_problem(65536), pass, target).workspace_bytes();
+    EXPECT_LE(large, 8 * small) << pass_name(pass);
+    EXPECT_LT(large, 65536LL * 65536 * 4 / 100) << pass_name(pass);
+  }
+}
+
+}  // namespace
+}  // namespace tessera

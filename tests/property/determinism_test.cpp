@@ -1,0 +1,122 @@
+// Results do not depend on the number of threads, on the run, or on who else is running.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/targets.h"
+#include "support/tensor_ops.h"
+
+namespace tessera {
+namespace {
+
+using cli::ProblemTensors;
+using cli::TensorOptions;
+using test::Outputs;
+using test::Target;
+
+struct Case {
+  std::string name;
+  Problem problem;
+  TensorOptions options;
+};
+
+Case make_case(std::string name, void (*change)(Problem&)) {
+  Case result{std::move(name), {}, {}};
+  Problem& problem = result.problem;
+  problem.batch = 2;
+  problem.seq_q = 210;
+  problem.seq_k = 333;
+  problem.heads_q = 4;
+  problem.heads_kv = 2;
+  problem.dim_qk = problem.dim_v = 40;
+  result.options.seed = 3;
+  change(problem);
+  return result;
+}
+
+std::vector<Case> cases() {
+  return {
+      make_case("dense", [](Problem&) {}),
+      make_case("causal_bfloat16",
+                [](Problem& p) {
+                  p.dtype = DType::bfloat16;
+                  p.mask = Mask::causal();
+                }),
+      make_case("few_items",  // fewer (batch, head) pairs than threads
+                [](Problem& p) {
+                  p.batch = p.heads_q = p.heads_kv = 1;
+                  p.seq_k = 1500;
+                }),
+      make_case("broadcast_bias", [](Problem& p) { p.bias_shape = {{1, 1, 210, 333}}; }),
+      make_case("everything",
+                [](Problem& p) {
+                  set_ragged(p, {0, 100, 100, 210}, {0, 50, 90, 333});
+                  p.mask = Mask::window(60, 20);
+                  p.dropout.probability = 0.2;
+                  p.softcap = 5.0F;
+                  p.alibi = p.sinks = true;
+                  p.bias_shape = {{1, 4, 1, 243}};
+                }),
+  };
+}
+
+class Determinism : public testing::TestWithParam<Case> {};
+
+TEST_P(Determinism, SameBitsForEveryThreadCount) {
+  ProblemTensors tensors(GetParam().problem, GetParam().options);
+  for (Target target : test::all_targets()) {
+    SCOPED_TRACE(target.name());
+    target.threads = 1;
+    const Outputs one = test::run_both(tensors, target.options());
+    for (const int threads : {2, 3, 7}) {
+      target.threads = threads;
+      EXPECT_TRUE(test::bitwise_equal(one, test::run_both(tensors, target.options()))) << threads << " threads";
+    }
+  }
+}
+
+TEST_P(Determinism, SameBitsForEveryRun) {
+  ProblemTensors tensors(GetParam().problem, GetParam().options);
+  for (Target target : test::flash_targets()) {
+    target.threads = 3;
+    SCOPED_TRACE(target.name());
+    const Outputs first = test::run_both(tensors, target.options());
+    for (int run = 0; run < 3; ++run) {
+      EXPECT_TRUE(test::bitwise_equal(first, test::run_both(tensors, target.options()))) << "run " << run;
+    }
+  }
+}
+
+// One plan, several threads at once, each with its own outputs and workspace.
+TEST_P(Determinism, OnePlanRunsFromSeveralThreads) {
+  constexpr std::size_t kThreads = 3;
+  const Target target{"flash", "", 2};
+  const Plan forward = test::make_plan(GetParam().problem, Pass::forward, target);
+  const Plan backward = test::make_plan(GetParam().problem, Pass::backward, target);
+  std::vector<ProblemTensors> tensors;
+  for (std::size_t n = 0; n < kThreads; ++n) tensors.emplace_back(GetParam().problem, GetParam().options);
+  std::vector<std::thread> threads;
+  for (ProblemTensors& own : tensors) {
+    threads.emplace_back([&] {
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        forward.run(own.forward());
+        backward.run(own.backward());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  ProblemTensors alone(GetParam().problem, GetParam().options);
+  const Outputs expected_forward = test::run_pass(alone, forward);
+  const Outputs expected_backward = test::run_pass(alone, backward);
+  for (const ProblemTensors& own : tensors) {
+    EXPECT_TRUE(test::bitwise_equal(test::outputs_of(own, Pass::forward), expected_forward));
+    EXPECT_TRUE(test::bitwise_equal(test::outputs_of(own, Pass::backward), expected_backward));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Determinism, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace tessera
