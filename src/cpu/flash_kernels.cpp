@@ -15,8 +15,8 @@
 #include "cpu/isa.h"
 #include "plan/rows.h"
 
-// SSE2 serves every x86-64 CPU below AVX2; the steps between are not worth their compile time.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+// SSE4 serves the x86-64 CPUs between the portable baseline and AVX2: a step more is not worth its compile time.
+#define HWY_DISABLED_TARGETS HWY_SSSE3
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/flash_kernels.cpp"
 #include "hwy/foreach_target.h"  // must come before highway.h
@@ -31,7 +31,7 @@ struct Arithmetic {
   using Unit = float;
   using Tag = hn::ScalableTag<float>;
   using Vector = hn::Vec<Tag>;
-  static constexpr std::int64_t kLanes = HWY_MAX_BYTES / sizeof(float);
+  static constexpr std::int64_t kLanes = HWY_LANES(float);
   static constexpr std::int64_t kDepthUnit = 1;
   // 24 accumulators in 32 registers, 12 in 16.
   static constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;
@@ -142,15 +142,20 @@ constexpr CpuKernels kAvx512 = N_AVX3::float32_products::kernels_table("avx512",
 #if HWY_TARGETS & HWY_AVX2
 constexpr CpuKernels kAvx2 = N_AVX2::float32_products::kernels_table("avx2", nullptr);
 #endif
-#if HWY_TARGETS & HWY_SSE2
-constexpr CpuKernels kSse2 = N_SSE2::float32_products::kernels_table("sse2", nullptr);
+#if HWY_TARGETS & HWY_SSE4
+constexpr CpuKernels kSse4 = N_SSE4::float32_products::kernels_table("sse4", nullptr);
 #endif
 #if HWY_TARGETS & HWY_NEON
 constexpr CpuKernels kNeon = N_NEON::float32_products::kernels_table("neon", nullptr);
 #endif
+#if HWY_TARGETS & HWY_EMU128
+constexpr CpuKernels kPortable = N_EMU128::float32_products::kernels_table("portable", nullptr);
+#elif HWY_TARGETS & HWY_SCALAR
+constexpr CpuKernels kPortable = N_SCALAR::float32_products::kernels_table("portable", nullptr);
+#endif
 
 std::vector<const CpuKernels*> find_kernels() {
-  [[maybe_unused]] const std::int64_t targets = hwy::SupportedTargets();
+  [[maybe_unused]] const std::int64_t targets = HWY_SUPPORTED_TARGETS;
   std::vector<const CpuKernels*> found;
 #if HWY_TARGETS & HWY_AVX3
   if ((targets & HWY_AVX3) != 0) {
@@ -165,11 +170,16 @@ std::vector<const CpuKernels*> find_kernels() {
     found.push_back(&kAvx2);
   }
 #endif
-#if HWY_TARGETS & HWY_SSE2
-  found.push_back(&kSse2);
+#if HWY_TARGETS & HWY_SSE4
+  if ((targets & HWY_SSE4) != 0) {
+    found.push_back(&kSse4);
+  }
 #endif
 #if HWY_TARGETS & HWY_NEON
   found.push_back(&kNeon);
+#endif
+#if HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR)
+  found.push_back(&kPortable);
 #endif
   return found;
 }

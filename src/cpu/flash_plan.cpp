@@ -13,14 +13,17 @@ constexpr std::int64_t kWantedBackwardItems = 16;
 constexpr std::int64_t kMostChunks = 8;
 constexpr std::int64_t kFewestKeysInChunk = 512;
 
+// Forward: scores of 48 x 512 live in L2 beside the tile's K and V; wide tiles pay the upkeep of a row (maximum, rescale)
+// less often. Backward: two score tiles, dK and dV of a tile as well, so it is narrower. Measured in NOTES.md.
 void choose_tiles(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
   const bool forward = plan.pass == Pass::forward;
-  // A tile's scores, its share of K and V and the accumulators have to fit L2 together (512 KiB on small cores).
-  const std::int64_t wanted_k = dim <= 128 ? 256 : dim <= 256 ? 128 : 64;
-  const std::int64_t most_q = forward ? 96 : dim <= 128 ? 96 : 48;
-  plan.tile_k = round_up(std::min(wanted_k, std::max<std::int64_t>(problem.seq_k, 1)), std::max<std::int64_t>(plan.shape.panel, 2));
+  const std::int64_t widest = forward ? 512 : 256;
+  const std::int64_t wanted_k = dim <= 128 ? widest : dim <= 256 ? widest / 2 : widest / 4;
+  const std::int64_t most_q = forward || dim > 128 ? 48 : 96;
+  const std::int64_t granule = std::max<std::int64_t>(plan.shape.panel, 2);
+  plan.tile_k = round_up(std::clamp<std::int64_t>(problem.seq_k, 1, wanted_k), granule);
   plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, most_q), 2);
 }
 

@@ -53,6 +53,7 @@ HWY_INLINE void micro_tile(const Product& p, const Arithmetic::Unit* HWY_RESTRIC
   }
   const std::int64_t a_stride = p.a_stride;
   const std::int64_t b_stride = p.b_stride;
+  const std::int64_t c_stride = p.c_stride;
   const Arithmetic::Unit* base[kBases];
 #pragma GCC unroll 16
   for (int r = 0; r < kBases; ++r) {
@@ -81,7 +82,7 @@ HWY_INLINE void micro_tile(const Product& p, const Arithmetic::Unit* HWY_RESTRIC
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    float* row_c = c + r * p.c_stride;
+    float* row_c = c + r * c_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (kUpdate == Update::kStore) {

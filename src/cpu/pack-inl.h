@@ -84,11 +84,12 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
   using Unit = typename Arithmetic::Unit;
   constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   constexpr std::int64_t kMaxUnits = 512;
+  constexpr std::int64_t kBlock = std::min<std::int64_t>(kPanel, 8);
   bool special = false;
-  alignas(64) Unit buffer[8][kMaxUnits];
+  alignas(64) Unit buffer[kBlock][kMaxUnits];
   for (std::int64_t first = range.begin; first < range.end; first += kPanel, out += units * kPanel) {
-    for (std::int64_t block = 0; block < kPanel; block += 8) {
-      for (std::int64_t j = 0; j < 8; ++j) {
+    for (std::int64_t block = 0; block < kPanel; block += kBlock) {
+      for (std::int64_t j = 0; j < kBlock; ++j) {
         const std::int64_t row = first + block + j;
         if (row < range.end) {
           load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, buffer[j]);
@@ -100,7 +101,7 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
       for (std::int64_t k = 0; k < units; ++k) {
         Unit* HWY_RESTRICT target = out + k * kPanel + block;
 #pragma GCC unroll 8
-        for (std::int64_t j = 0; j < 8; ++j) {
+        for (std::int64_t j = 0; j < kBlock; ++j) {
           target[j] = buffer[j][k];
         }
       }
