@@ -1,0 +1,294 @@
+// tessera bench: standard against flash over the sequence length.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "cli/commands.h"
+#include "cli/file_io.h"
+#include "cli/flag_values.h"
+#include "cli/measure.h"
+#include "cli/plot.h"
+#include "cli/problem_flags.h"
+#include "cli/terminal.h"
+#include "core/fail.h"
+#include "tessera/version.h"
+
+namespace tessera::cli {
+
+namespace {
+
+struct BenchFlags {
+  ProblemFlags problem;
+  MeasureOptions options;
+  std::vector<std::int64_t> seqs{512, 1024, 2048, 4096};
+  bool seqs_given = false;
+  std::vector<Pass> passes{Pass::forward, Pass::backward};
+  std::string json;
+  std::string plot;
+};
+
+// The FMA peak of one thread with the instruction set that --isa names or, without it, the best one.
+struct Peak {
+  std::string isa;
+  double flops_per_second = 0;
+
+  explicit Peak(const PlanOptions& plan)
+      : isa(plan.isa.empty() ? cpu_info().selected_isa : plan.isa), flops_per_second(measure_peak_flops(isa)) {}
+  double share(const Measurement& one) const {
+    return one.facts.flops_of_pairs / one.median() / (flops_per_second * one.facts.threads);
+  }
+};
+
+std::vector<Problem> problems(const BenchFlags& flags) {
+  if (flags.problem.lengths_fixed()) {
+    if (flags.seqs_given) {
+      internal::fail_argument("--seqs", "given beside flags that fix the lengths", "one of them");
+    }
+    return {flags.problem.problem()};
+  }
+  std::vector<Problem> all;
+  for (const std::int64_t length : flags.seqs) {
+    all.push_back(flags.problem.problem_of_length(length));
+  }
+  return all;
+}
+
+std::string lengths_text(const Problem& problem) {
+  return problem.seq_q == problem.seq_k ? std::to_string(problem.seq_k)
+                                        : fmt::format("{}x{}", problem.seq_q, problem.seq_k);
+}
+
+std::string error_text(const Measurement& one) {
+  return one.error ? fmt::format("{:.1e}{}", one.error->error, one.error->whole ? "" : "*") : "-";
+}
+
+// Name, time and memory of each Impl, then the speed-up of the last over the first.
+std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const BenchFlags& flags, const Peak& peak) {
+  const auto& impls = flags.options.impls;
+  std::vector<std::string> header{"seq"};
+  for (const std::string& impl : impls) {
+    header.push_back(impl);
+  }
+  if (impls.size() > 1) {
+    header.emplace_back("speed-up");
+  }
+  for (const char* column : {"memory", "of peak", "error"}) {
+    for (const std::string& impl : impls) {
+      header.push_back(fmt::format("{} {}", impl, column));
+    }
+  }
+  Table table(header);
+  for (const MeasuredPoint& point : points) {
+    if (point.pass != pass) {
+      continue;
+    }
+    std::vector<std::string> row{lengths_text(point.problem)};
+    const auto cells = [&](const auto& text) {
+      for (const Measurement& one : point.measurements) {
+        row.push_back(one.measured() ? text(one) : "-");
+      }
+    };
+    cells([](const Measurement& one) { return time_text(one.median()); });
+    if (impls.size() > 1) {
+      const Measurement* first = point.of(impls.front());
+      const Measurement* last = point.of(impls.back());
+      row.push_back(first != nullptr && last != nullptr ? bold(fmt::format("{:.2f}x", first->median() / last->median()))
+                                                        : "-");
+    }
+    cells([](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); });
+    cells([&](const Measurement& one) {
+      return fmt::format("{:.0f} %", 100 * peak.share(one));
+    });
+    cells(error_text);
+    table.add(std::move(row));
+  }
+  return table.text();
+}
+
+void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& flags) {
+  const auto each = [&](const auto& visit) {
+    for (const MeasuredPoint& point : points) {
+      for (const Measurement& one : point.measurements) {
+        visit(point, one);
+      }
+    }
+  };
+  fmt::print("time: median of {} runs or more, Impls in turn; memory: workspace beside inputs and outputs;\n"
+             "of peak: FLOPs of the pairs that attend, per second, over the measured FMA peak of as many threads\n",
+             kFewestRuns);
+  bool sampled = false;
+  each([&](const MeasuredPoint&, const Measurement& one) { sampled = sampled || (one.error && !one.error->whole); });
+  if (flags.options.errors) {
+    fmt::print("error: the largest ||x - ref|| / ||ref|| of the outputs, against the oracle in double precision, in one "
+               "sequence\nand the heads of one key head{}\n",
+               sampled ? "; *: of 64 rows spread over it, O and LSE or dQ alone" : "");
+  }
+  each([](const MeasuredPoint& point, const Measurement& one) {
+    if (!one.measured()) {
+      fmt::print("{} skipped at {}, {}: {}\n", one.impl, lengths_text(point.problem), pass_name(point.pass), one.skipped);
+    }
+  });
+}
+
+nlohmann::ordered_json json_of(const MeasuredPoint& point, const Peak& peak) {
+  nlohmann::ordered_json results = nlohmann::ordered_json::array();
+  for (const Measurement& one : point.measurements) {
+    nlohmann::ordered_json entry{{"impl", one.impl}};
+    if (!one.measured()) {
+      entry["skipped"] = one.skipped;
+      results.push_back(entry);
+      continue;
+    }
+    entry["isa"] = one.facts.isa;
+    entry["threads"] = one.facts.threads;
+    entry["median_seconds"] = one.median();
+    entry["fastest_seconds"] = one.seconds.front();
+    entry["runs"] = one.seconds.size();
+    entry["workspace_bytes"] = one.facts.workspace_bytes;
+    entry["flops_of_pairs"] = one.facts.flops_of_pairs;
+    entry["flops_in_tiles"] = one.facts.flops;
+    entry["share_of_peak"] = peak.share(one);
+    if (one.error) {
+      entry["error"] = {{"value", one.error->error},
+                        {"output", one.error->output},
+                        {"rows", one.error->rows},
+                        {"all_rows", one.error->whole}};
+    }
+    results.push_back(entry);
+  }
+  return {{"pass", pass_name(point.pass)},
+          {"seq_q", point.problem.seq_q},
+          {"seq_k", point.problem.seq_k},
+          {"problem", point.problem.describe()},
+          {"results", results}};
+}
+
+void write_json(const std::string& path, const std::vector<MeasuredPoint>& points, const Peak& peak) {
+  nlohmann::ordered_json document{
+      {"tessera", kVersion},
+      {"peak", {{"isa", peak.isa}, {"flops_per_second_per_thread", peak.flops_per_second}}},
+      {"points", nlohmann::ordered_json::array()}};
+  for (const MeasuredPoint& point : points) {
+    document["points"].push_back(json_of(point, peak));
+  }
+  write_file_atomically(path, document.dump(2) + "\n");
+}
+
+// What all points share, without the lengths.
+std::string headline(const Problem& problem, const PlanFacts* facts) {
+  const std::string mask = problem.mask.describe();
+  return fmt::format("{}, {} {}, {} heads{}, dim {}{}{}", dtype_name(problem.dtype), problem.ragged() ? "ragged" : "batch",
+                     problem.batch, problem.heads_q,
+                     problem.heads_kv == problem.heads_q ? "" : fmt::format(" over {} key heads", problem.heads_kv),
+                     problem.dim_qk == problem.dim_v ? std::to_string(problem.dim_qk)
+                                                     : fmt::format("{} and {}", problem.dim_qk, problem.dim_v),
+                     mask == "none" ? "" : ", " + mask,
+                     facts == nullptr ? ""
+                                      : fmt::format(", {} thread{}", facts->threads, facts->threads == 1 ? "" : "s"));
+}
+
+const PlanFacts* any_facts(const std::vector<MeasuredPoint>& points) {
+  for (const MeasuredPoint& point : points) {
+    for (const Measurement& one : point.measurements) {
+      if (one.measured()) {
+        return &one.facts;
+      }
+    }
+  }
+  return nullptr;
+}
+
+std::vector<MeasuredPoint> measure_all(const std::vector<Problem>& all, const BenchFlags& flags) {
+  std::vector<MeasuredPoint> points;
+  Progress progress(static_cast<std::int64_t>(all.size() * flags.passes.size()));
+  for (const Pass pass : flags.passes) {
+    for (const Problem& problem : all) {
+      progress.step(fmt::format("{}, {}", pass_name(pass), lengths_text(problem)), static_cast<std::int64_t>(points.size()));
+      points.push_back(measure(problem, pass, flags.options));
+    }
+  }
+  return points;
+}
+
+int bench(const BenchFlags& flags) {
+  const std::vector<Problem> all = problems(flags);
+  for (const std::string& path : {flags.json, flags.plot}) {
+    if (!path.empty()) {
+      require_writable(path);
+    }
+  }
+  const PlotFormat format = flags.plot.empty() ? PlotFormat::png : plot_format(flags.plot);
+  if (!flags.plot.empty()) {
+    require_gnuplot();
+  }
+  const std::vector<MeasuredPoint> points = measure_all(all, flags);
+  const PlanFacts* facts = any_facts(points);
+  const std::string title = headline(all.front(), facts);
+  const Peak peak(flags.options.plan);
+  fmt::print("{}\n", bold(title));
+  fmt::print("FMA peak {:.1f} GFLOP/s a thread ({}), measured after the runs\n", peak.flops_per_second / 1e9, peak.isa);
+  for (const Pass pass : flags.passes) {
+    fmt::print("\n{}\n{}", bold(std::string(pass_name(pass))), table_of(points, pass, flags, peak));
+  }
+  fmt::print("\n");
+  print_notes(points, flags);
+  if (!flags.json.empty()) {
+    write_json(flags.json, points, peak);
+    fmt::print("figures written to {}\n", flags.json);
+  }
+  if (!flags.plot.empty()) {
+    write_file_atomically(flags.plot, draw(bench_plot_script(points, format, title)));
+    fmt::print("plot written to {}\n", flags.plot);
+  }
+  return facts == nullptr ? 1 : 0;
+}
+
+std::vector<std::string> impl_names() {
+  std::vector<std::string> names;
+  for (const ImplInfo& info : implementations()) {
+    names.push_back(info.name);
+  }
+  return names;
+}
+
+}  // namespace
+
+Command add_bench(::CLI::App& root) {
+  ::CLI::App* app = root.add_subcommand("bench", "Time standard attention against flash over the sequence length");
+  auto flags = std::make_shared<BenchFlags>();
+  flags->options.impls = {"standard", "flash"};
+  flags->problem.add_shape(*app);
+  flags->problem.add_options(*app);
+  add_plan_flags(*app, flags->options.plan);
+  app->remove_option(app->get_option("--impl"));
+  add_integers(*app, "--seqs", "lengths to sweep [512,1024,2048,4096]; --seq-q or --seq-k fixes one side", flags->seqs, 1)
+      ->each([flags](const std::string&) { flags->seqs_given = true; });
+  add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash]",
+            fmt::format("names out of {}, separated by commas", fmt::join(impl_names(), ", ")),
+            [flags](const std::string& text) {
+              flags->options.impls = split(text, ',');
+              const auto known = impl_names();
+              return std::all_of(flags->options.impls.begin(), flags->options.impls.end(), [&](const std::string& name) {
+                return std::find(known.begin(), known.end(), name) != known.end();
+              });
+            });
+  add_word(*app, "--pass", "passes to time [both]", {"forward", "backward", "both"}, [flags](const std::string& word) {
+    flags->passes = word == "forward"    ? std::vector{Pass::forward}
+                    : word == "backward" ? std::vector{Pass::backward}
+                                         : std::vector{Pass::forward, Pass::backward};
+  });
+  add_number(*app, "--min-time", "seconds of runs for each Impl and point [0.5]",
+             [flags](double x) { flags->options.min_seconds = x; });
+  add_seed(*app, "--seed", "seed of the random numbers [0]", flags->options.seed);
+  app->add_flag_callback("--no-error", [flags] { flags->options.errors = false; }, "leave the oracle out");
+  app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
+  app->add_option("--plot", flags->plot, "draw the figures to this .png or .svg (needs gnuplot)")->type_name("FILE");
+  app->footer("Example:\n  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png");
+  return {app, [flags] { return bench(*flags); }};
+}
+
+}  // namespace tessera::cli

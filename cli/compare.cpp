@@ -1,0 +1,266 @@
+#include "cli/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <map>
+
+#include "core/half.h"
+#include "tessera/error.h"
+
+namespace tessera::cli {
+
+namespace {
+
+constexpr double kFloat32Allowed = 2e-6;
+constexpr double kFloat64Allowed = 1e-11;
+constexpr double kMostRoundings = 8;
+constexpr int kOtherDraws = 3;
+
+using Norms = std::map<std::string, double>;
+
+double norm(std::span<const double> values) {
+  double sum = 0;
+  for (const double value : values) {
+    sum += std::isfinite(value) ? value * value : 0;
+  }
+  return std::sqrt(sum);
+}
+
+double rounded(double value, DType dtype) {
+  double storage = 0;
+  internal::store_element(&storage, dtype, 0, value);
+  return internal::load_element(&storage, dtype, 0);
+}
+
+// 0: finite; otherwise which of NaN, inf and -inf.
+int special_class(double value) { return std::isnan(value) ? 1 : !std::isinf(value) ? 0 : value > 0 ? 2 : 3; }
+
+PlanFacts run(const ProblemTensors& tensors, Pass pass, const PlanOptions& options) {
+  const Plan plan = Plan::make(tensors.problem(), pass, options);
+  const PlanWorkspace workspace(plan);
+  if (pass == Pass::forward) {
+    plan.run(tensors.forward(), workspace.bytes());
+  } else {
+    plan.run(tensors.backward(), workspace.bytes());
+  }
+  return plan.facts();
+}
+
+PlanOptions only(const char* impl, int threads = 0) {
+  PlanOptions options;
+  options.impl = impl;
+  options.threads = threads;
+  return options;
+}
+
+void run_oracle(const ProblemTensors& tensors, bool backward) {
+  run(tensors, Pass::forward, only("reference"));
+  if (backward) {
+    run(tensors, Pass::backward, only("reference"));
+  }
+}
+
+// D of the backward pass, rowsum(dO * O), in the order of LSE.
+std::vector<double> subtracted_term(const ProblemTensors& tensors) {
+  const Problem& problem = tensors.problem();
+  const std::vector<double> out = tensors.out.values();
+  const std::vector<double> dout = tensors.dout.values();
+  const std::int64_t sequences = problem.ragged() ? 1 : problem.batch;
+  const std::int64_t tokens = problem.ragged() ? problem.total_q() : problem.seq_q;
+  std::vector<double> result;
+  for (std::int64_t b = 0; b < sequences; ++b) {
+    for (std::int64_t h = 0; h < problem.heads_q; ++h) {
+      for (std::int64_t i = 0; i < tokens; ++i) {
+        const auto row = static_cast<std::size_t>(((b * tokens + i) * problem.heads_q + h) * problem.dim_v);
+        double sum = 0;
+        for (std::size_t c = row; c < row + static_cast<std::size_t>(problem.dim_v); ++c) {
+          sum += out[c] * dout[c];
+        }
+        result.push_back(sum);
+      }
+    }
+  }
+  return result;
+}
+
+// The typical size of each output. Since dS = P (dP - D + dLSE), adding D to dLSE leaves D out.
+Norms typical_sizes(const Problem& problem, const CheckOptions& options) {
+  Norms sizes;
+  for (int draw = 1; draw <= kOtherDraws; ++draw) {
+    TensorOptions other = options.tensors;
+    other.seed += static_cast<std::uint64_t>(draw);
+    other.strides = StrideKind::packed;
+    other.specials = false;
+    other.dlse = true;
+    ProblemTensors tensors(widened(problem), other);
+    run_oracle(tensors, false);
+    if (options.backward) {
+      std::vector<double> dlse = tensors.dlse.values();
+      std::ranges::transform(dlse, subtracted_term(tensors), dlse.begin(), std::plus<>());
+      auto next = dlse.begin();
+      tensors.dlse.fill([&] { return *next++; });
+      run(tensors, Pass::backward, only("reference"));
+    }
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      if (pass == Pass::forward || options.backward) {
+        tensors.for_each_output(pass, [&](const std::string& name, const HostTensor& tensor) {
+          sizes[name] = std::max(sizes[name], norm(tensor.values()));
+        });
+      }
+    }
+  }
+  return sizes;
+}
+
+struct Output {
+  std::string name;
+  DType dtype;
+  std::vector<double> values;
+  bool gaps_intact;
+};
+
+std::vector<Output> outputs_of(const ProblemTensors& tensors, bool backward) {
+  std::vector<Output> result;
+  const auto add = [&](const std::string& name, const HostTensor& tensor) {
+    result.push_back({name, tensor.view().dtype, tensor.values(), tensor.gaps_intact()});
+  };
+  tensors.for_each_output(Pass::forward, add);
+  if (backward) {
+    tensors.for_each_output(Pass::backward, add);
+  }
+  return result;
+}
+
+double allowed_error(const Problem& problem, DType stored, std::optional<double> standard_error) {
+  if (problem.dtype == DType::float64) {
+    return kFloat64Allowed;
+  }
+  if (problem.dtype == DType::float32) {
+    return kFloat32Allowed;
+  }
+  // A baseline that is wrong must not excuse the others.
+  const double most = kMostRoundings * unit_roundoff(problem.dtype);
+  const double standard = std::min(standard_error.value_or(unit_roundoff(problem.dtype)), most);
+  return std::max(2 * standard + unit_roundoff(stored), kFloat32Allowed);
+}
+
+std::string describe_mismatch(const Output& output, std::span<const double> reference, std::size_t element) {
+  return fmt::format("element {} is {}, the oracle's is {}", element, output.values[element], reference[element]);
+}
+
+// The outputs of `standard` on the same inputs; nothing where it refuses.
+std::vector<Output> standard_outputs(const Problem& problem, const CheckOptions& options) {
+  try {
+    const ProblemTensors tensors(problem, options.tensors);
+    run(tensors, Pass::forward, only("standard", options.plan.threads));
+    if (options.backward) {
+      run(tensors, Pass::backward, only("standard", options.plan.threads));
+    }
+    return outputs_of(tensors, options.backward);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::unsupported) {
+      throw;
+    }
+    return {};
+  }
+}
+
+}  // namespace
+
+double Difference::relative() const {
+  return error_norm == 0       ? 0
+         : reference_norm == 0 ? std::numeric_limits<double>::infinity()
+                               : error_norm / reference_norm;
+}
+
+double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return 0x1p-53;
+    case DType::float32:
+      return 0x1p-24;
+    case DType::float16:
+      return 0x1p-11;
+    case DType::bfloat16:
+      return 0x1p-8;
+  }
+  return 0;
+}
+
+Difference compare(std::span<const double> values, std::span<const double> reference, DType stored) {
+  Difference difference;
+  double error = 0;
+  double size = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const int found = special_class(values[i]);
+    if (found != special_class(rounded(reference[i], stored))) {
+      difference.mismatch = difference.mismatch.value_or(i);
+    } else if (found == 0) {
+      error += (values[i] - reference[i]) * (values[i] - reference[i]);
+      size += reference[i] * reference[i];
+    }
+  }
+  difference.error_norm = std::sqrt(error);
+  difference.reference_norm = std::sqrt(size);
+  return difference;
+}
+
+bool CheckResult::ok() const {
+  return std::all_of(outputs.begin(), outputs.end(), [](const OutputCheck& check) { return check.ok(); });
+}
+
+PlanWorkspace::PlanWorkspace(const Plan& plan) {
+  if (plan.workspace_bytes() > 0) {
+    const std::int64_t words = (plan.workspace_bytes() + 1) / 2;
+    memory_ = HostTensor(DType::float16, std::span(&words, 1));
+  }
+}
+
+std::span<std::byte> PlanWorkspace::bytes() const {
+  return {static_cast<std::byte*>(memory_.view().data), static_cast<std::size_t>(memory_.view().shape[0] * 2)};
+}
+
+CheckResult check_problem(const Problem& problem, const CheckOptions& options) {
+  CheckResult result;
+  const ProblemTensors tensors(problem, options.tensors);
+  result.forward = run(tensors, Pass::forward, options.plan);
+  if (options.backward) {
+    result.backward = run(tensors, Pass::backward, options.plan);
+  }
+  const ProblemTensors oracle = tensors.widened();
+  run_oracle(oracle, options.backward);
+
+  const std::vector<Output> found = outputs_of(tensors, options.backward);
+  const std::vector<Output> expected = outputs_of(oracle, options.backward);
+  const std::vector<Output> standard = standard_outputs(problem, options);
+  result.has_standard = !standard.empty();
+
+  std::optional<Norms> typical;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const Difference difference = compare(found[i].values, expected[i].values, found[i].dtype);
+    std::optional<double> standard_error;
+    if (result.has_standard) {
+      standard_error = compare(standard[i].values, expected[i].values, found[i].dtype).relative();
+    }
+    OutputCheck check{found[i].name, difference.relative(), 0, false, ""};
+    check.allowed = allowed_error(problem, found[i].dtype, standard_error);
+    if (difference.mismatch) {
+      check.mismatch = describe_mismatch(found[i], expected[i].values, *difference.mismatch);
+    } else if (!found[i].gaps_intact) {
+      check.mismatch = "memory outside the tensor's elements was written";
+    } else if (!check.ok()) {
+      typical = typical ? typical : typical_sizes(problem, options);
+      const double size = typical->at(check.output);
+      check.by_typical_size = size > difference.reference_norm;
+      check.error = check.by_typical_size ? difference.error_norm / size : check.error;
+    }
+    result.outputs.push_back(std::move(check));
+  }
+  return result;
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,49 @@
+// Flags whose errors are one line: the flag, the value it got, the values it takes.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tessera::cli {
+
+// "--heads: '0'; accepted: 1 or more". Bad flags end the program with kBadFlagsStatus.
+class BadFlag : public ::CLI::ParseError {
+ public:
+  BadFlag(const std::string& flag, const std::string& value, const std::string& accepted);
+};
+inline constexpr int kBadFlagsStatus = 2;
+
+// A flag with one value. `parse` returns false for a value that is not accepted. The last of several wins.
+::CLI::Option* add_value(::CLI::App& app, const std::string& names, const std::string& placeholder,
+                         const std::string& description, const std::string& accepted,
+                         std::function<bool(const std::string&)> parse);
+
+// An integer within [lowest, highest].
+::CLI::Option* add_integer(::CLI::App& app, const std::string& names, const std::string& description,
+                           std::int64_t lowest, std::int64_t highest, std::function<void(std::int64_t)> set);
+// A finite number.
+::CLI::Option* add_number(::CLI::App& app, const std::string& names, const std::string& description,
+                          std::function<void(double)> set);
+// An integer of 64 bits without a sign.
+::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description, std::uint64_t& seed);
+// Integers from 0, separated by commas.
+::CLI::Option* add_integers(::CLI::App& app, const std::string& names, const std::string& description,
+                            std::vector<std::int64_t>& values, std::int64_t lowest = 0);
+// One of several words.
+::CLI::Option* add_word(::CLI::App& app, const std::string& names, const std::string& description,
+                        const std::vector<std::string>& words, std::function<void(const std::string&)> set);
+
+// nullopt unless the whole text is a number.
+std::optional<std::int64_t> to_integer(std::string_view text);
+std::optional<double> to_number(std::string_view text);
+std::vector<std::string> split(std::string_view text, char separator);
+
+// One line for any error of the command line: names the flag and, where it was mistyped, the nearest one.
+std::string describe(const ::CLI::App& app, const ::CLI::ParseError& error);
+
+}  // namespace tessera::cli

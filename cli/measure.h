@@ -1,0 +1,47 @@
+// Timing Impls against each other on one problem.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/sample_error.h"
+#include "tessera/plan.h"
+
+namespace tessera::cli {
+
+struct MeasureOptions {
+  PlanOptions plan;                  // impl is set for each measurement
+  std::vector<std::string> impls;    // alternate in one loop, so that all see the same machine
+  double min_seconds = 0.5;          // of each Impl at least, and at least kFewestRuns runs
+  std::uint64_t seed = 0;
+  bool errors = true;                // compare with the oracle
+};
+inline constexpr int kFewestRuns = 3;
+
+// One Impl on one problem.
+struct Measurement {
+  std::string impl;
+  std::string skipped;               // not empty: why there is nothing else
+  PlanFacts facts;
+  std::vector<double> seconds;       // of each run, ascending
+  std::optional<SampledError> error;
+
+  bool measured() const { return skipped.empty(); }
+  double median() const;
+};
+
+// One problem and pass.
+struct MeasuredPoint {
+  Problem problem;
+  Pass pass = Pass::forward;
+  std::vector<Measurement> measurements;
+
+  const Measurement* of(const std::string& impl) const;
+};
+
+// An Impl that refuses, or whose workspace takes more than half of the free memory, is skipped and says so.
+MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options);
+
+}  // namespace tessera::cli

@@ -1,0 +1,190 @@
+#include "cli/plot.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "core/fail.h"
+#include "tessera/error.h"
+
+extern char** environ;
+
+namespace tessera::cli {
+
+namespace {
+
+struct CloseFile {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, CloseFile>;
+
+// Files without a name: no pipe can fill up, and no path gets into a script.
+File scratch_file() {
+  File file(std::tmpfile());
+  if (!file) {
+    throw Error(ErrorCode::io, "cannot create a temporary file: " + std::generic_category().message(errno));
+  }
+  return file;
+}
+
+std::string contents(std::FILE* file) {
+  std::rewind(file);
+  std::string text;
+  std::array<char, 1 << 14> buffer{};
+  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), file)) {
+    text.append(buffer.data(), got);
+  }
+  return text;
+}
+
+struct Finished {
+  int status = 0;
+  std::string output;
+  std::string errors;
+};
+
+// Runs gnuplot, found on PATH, without a shell.
+Finished run_gnuplot(const std::vector<const char*>& arguments, const std::string& input) {
+  const File in = scratch_file();
+  const File out = scratch_file();
+  const File err = scratch_file();
+  std::fwrite(input.data(), 1, input.size(), in.get());
+  std::rewind(in.get());  // flushes, and the child shares the position
+
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ::fileno(in.get()), STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, ::fileno(out.get()), STDOUT_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, ::fileno(err.get()), STDERR_FILENO);
+  std::vector<char*> argv{const_cast<char*>("gnuplot")};
+  for (const char* argument : arguments) {
+    argv.push_back(const_cast<char*>(argument));
+  }
+  argv.push_back(nullptr);
+  pid_t child = 0;
+  const int error = ::posix_spawnp(&child, "gnuplot", &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    throw Error(ErrorCode::unsupported, "--plot needs the program gnuplot on PATH (Debian: apt install gnuplot-nox): " +
+                                            std::generic_category().message(error));
+  }
+  Finished finished;
+  while (::waitpid(child, &finished.status, 0) < 0 && errno == EINTR) {
+  }
+  finished.output = contents(out.get());
+  finished.errors = contents(err.get());
+  return finished;
+}
+
+const char* colour_of(const std::string& impl) {
+  return impl == "flash" ? "#0b6e99" : impl == "standard" ? "#d1495b" : "#7a7a7a";
+}
+
+// A gnuplot string: single quotes take everything literally but themselves.
+std::string quoted_text(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) {
+    result += c == '\'' ? "''" : c == '\n' ? " " : std::string(1, c);
+  }
+  return result + "'";
+}
+
+struct Series {
+  std::string impl;
+  Pass pass;
+  std::vector<std::pair<std::int64_t, const Measurement*>> points;
+};
+
+std::vector<Series> series_of(const std::vector<MeasuredPoint>& points) {
+  std::vector<Series> all;
+  for (const MeasuredPoint& point : points) {
+    for (const Measurement& one : point.measurements) {
+      if (!one.measured()) {
+        continue;
+      }
+      auto found = all.begin();
+      while (found != all.end() && (found->impl != one.impl || found->pass != point.pass)) {
+        ++found;
+      }
+      if (found == all.end()) {
+        found = all.insert(all.end(), {one.impl, point.pass, {}});
+      }
+      found->points.emplace_back(point.problem.seq_k, &one);
+    }
+  }
+  return all;
+}
+
+std::string data_block(const std::string& name, const Series& series) {
+  std::string text = fmt::format("${} << EOD\n", name);
+  for (const auto& [length, one] : series.points) {
+    text += fmt::format("{} {:.9g} {:.9g}\n", length, one->median() * 1e3,
+                        static_cast<double>(one->facts.workspace_bytes) / (1 << 20));
+  }
+  return text + "EOD\n";
+}
+
+}  // namespace
+
+PlotFormat plot_format(const std::string& path) {
+  if (path.ends_with(".png")) {
+    return PlotFormat::png;
+  }
+  if (!path.ends_with(".svg")) {
+    internal::fail_argument("--plot", path, "names that end in .png or .svg");
+  }
+  return PlotFormat::svg;
+}
+
+void require_gnuplot() { run_gnuplot({"--version"}, ""); }
+
+std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title) {
+  const std::vector<Series> all = series_of(points);
+  std::string script = format == PlotFormat::png ? "set terminal pngcairo size 1400,620 font 'Sans,13'\n"
+                                                 : "set terminal svg size 1400,620 font 'Sans,15' background '#ffffff'\n";
+  std::array<std::string, 2> plots;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Series& series = all[i];
+    script += data_block(fmt::format("d{}", i), series);
+    const bool forward = series.pass == Pass::forward;
+    for (std::size_t column = 0; column < plots.size(); ++column) {
+      plots[column] += fmt::format(
+          "{}$d{} using 1:{} with linespoints lw 2.5 ps 1.3 pt {} dt {} lc rgb '{}' title {}", i == 0 ? "" : ", ", i,
+          column + 2, forward ? 7 : 5, forward ? 1 : 2, colour_of(series.impl),
+          quoted_text(fmt::format("{}, {}", series.impl, pass_name(series.pass))));
+    }
+  }
+  std::string ticks;
+  for (const MeasuredPoint& point : points) {
+    ticks += fmt::format("{}'{}' {}", ticks.empty() ? "" : ", ", point.problem.seq_k, point.problem.seq_k);
+  }
+  script += fmt::format(
+      "set multiplot layout 1,2 title {} noenhanced font ',15' margins 0.065,0.985,0.12,0.84 spacing 0.09\n"
+      "set logscale xy\nset xtics ({}) nomirror\nset ytics nomirror\nset border 3 lc rgb '#555555'\n"
+      "set grid ytics lc rgb '#dddddd' lw 1\nset key top left Left reverse noenhanced samplen 3 spacing 1.2\n"
+      "set xlabel 'sequence length'\nset offsets graph 0.04, graph 0.04, 0, 0\n"
+      "set format y '%g'\n",
+      quoted_text(title), ticks);
+  script += fmt::format("set title 'Time (ms, median)'\nplot {}\n", plots[0]);
+  script += fmt::format("set title 'Extra memory (MiB)'\nplot {}\nunset multiplot\n", plots[1]);
+  return script;
+}
+
+std::string draw(const std::string& script) {
+  const Finished finished = run_gnuplot({"-"}, script);
+  if (!WIFEXITED(finished.status) || WEXITSTATUS(finished.status) != 0 || finished.output.empty()) {
+    throw Error(ErrorCode::io, "gnuplot failed: " + finished.errors.substr(0, finished.errors.find('\n', 1)));
+  }
+  return finished.output;
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,26 @@
+// Plots through gnuplot.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cli/measure.h"
+
+namespace tessera::cli {
+
+enum class PlotFormat : std::uint8_t { png, svg };
+
+// By the ending of the name, .png or .svg. Throws Error(invalid_argument) for any other.
+PlotFormat plot_format(const std::string& path);
+
+// Throws Error(unsupported) when the program gnuplot is not installed.
+void require_gnuplot();
+
+// Time and extra memory over the sequence length, for each Impl and pass.
+std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title);
+
+// What gnuplot draws for `script`: the bytes of the picture. Throws Error(unsupported) when there is no gnuplot, Error(io)
+// when it fails.
+std::string draw(const std::string& script);
+
+}  // namespace tessera::cli

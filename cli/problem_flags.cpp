@@ -1,0 +1,390 @@
+#include "cli/problem_flags.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "cli/flag_values.h"
+#include "core/fail.h"
+#include "tessera/error.h"
+
+namespace tessera::cli {
+
+namespace {
+
+using internal::fail_argument;
+
+constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+constexpr const char* kBiasAxes = "bhqk";
+constexpr const char* kShapeGroup = "Sizes";
+constexpr const char* kMaskGroup = "Mask";
+constexpr const char* kScoreGroup = "Scores and dropout";
+constexpr const char* kTensorGroup = "Random tensors";
+constexpr const char* kPlanGroup = "Plan";
+
+const std::vector<std::string> kDTypeNames{"float32", "bfloat16", "float16"};
+
+void add_dtype(::CLI::App& app, const std::string& name, const std::string& description,
+               std::function<void(DType)> set, const char* group) {
+  add_word(app, name, description, kDTypeNames, [set](const std::string& word) { set(dtype_from_name(word)); })
+      ->group(group);
+}
+
+// "inf" or an integer from 0.
+std::optional<std::int64_t> to_side(const std::string& text) {
+  if (text == "inf") {
+    return Mask::kUnlimited;
+  }
+  const auto value = to_integer(text);
+  return value && *value >= 0 ? value : std::nullopt;
+}
+
+std::optional<Alignment> to_alignment(const std::string& text) {
+  if (text == "bottom-right") {
+    return Alignment::bottom_right();
+  }
+  if (text == "top-left") {
+    return Alignment::top_left();
+  }
+  const auto diagonal = to_integer(text);
+  return diagonal ? std::optional(Alignment::at(*diagonal)) : std::nullopt;
+}
+
+// "none" is the list of no lengths.
+bool to_lengths(const std::string& text, std::vector<std::int64_t>& lengths) {
+  lengths.clear();
+  for (const std::string& part : text == "none" ? std::vector<std::string>{} : split(text, ',')) {
+    lengths.push_back(to_integer(part).value_or(-1));
+  }
+  return std::all_of(lengths.begin(), lengths.end(), [](std::int64_t length) { return length >= 0; });
+}
+
+bool to_documents(const std::string& text, std::vector<std::vector<std::int64_t>>& documents) {
+  documents.clear();
+  const std::vector<std::string> sequences = split(text, '/');
+  return std::all_of(sequences.begin(), sequences.end(),
+                     [&](const std::string& sequence) { return to_lengths(sequence, documents.emplace_back()); });
+}
+
+bool to_bias_axes(const std::string& text) {
+  if (text == "1") {
+    return true;
+  }
+  // In order and each once: a subsequence of the axes.
+  std::string_view rest = kBiasAxes;
+  for (const char axis : text) {
+    const std::size_t found = rest.find(axis);
+    if (found == std::string_view::npos) {
+      return false;
+    }
+    rest.remove_prefix(found + 1);
+  }
+  return !text.empty();
+}
+
+std::vector<std::int64_t> cumulative(const std::vector<std::int64_t>& lengths, const char* flag) {
+  std::vector<std::int64_t> sums{0};
+  for (const std::int64_t length : lengths) {
+    sums.push_back(internal::checked_add(sums.back(), length, flag));
+  }
+  return sums;
+}
+
+std::int64_t stored_keys(const Problem& problem, std::size_t b) {
+  return problem.ragged() ? problem.cu_seqlens_k[b + 1] - problem.cu_seqlens_k[b] : problem.seq_k;
+}
+
+// Document numbers of every token. One list of lengths serves every sequence.
+std::vector<std::int32_t> document_ids(const Problem& problem, const std::vector<std::vector<std::int64_t>>& documents,
+                                       const char* flag, bool query_side) {
+  if (documents.size() != 1 && static_cast<std::int64_t>(documents.size()) != problem.batch) {
+    fail_argument(flag, fmt::format("{} lists", documents.size()),
+                  fmt::format("one list for all sequences, or one for each of the {}", problem.batch));
+  }
+  std::vector<std::int32_t> ids;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const auto row = static_cast<std::size_t>(b);
+    const auto& lengths = documents[documents.size() == 1 ? 0 : row];
+    const std::int64_t tokens = query_side ? problem.sequence(b).queries : stored_keys(problem, row);
+    const std::int64_t total = cumulative(lengths, flag).back();
+    if (total != tokens) {
+      fail_argument(flag, fmt::format("{} of {} tokens", fmt::join(lengths, ","), total),
+                    fmt::format("lengths that add up to those of the sequence, {}", tokens));
+    }
+    for (std::size_t document = 0; document < lengths.size(); ++document) {
+      ids.insert(ids.end(), static_cast<std::size_t>(lengths[document]), static_cast<std::int32_t>(document));
+    }
+  }
+  return ids;
+}
+
+// The flag that sets a field of Problem.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 18> kFlagOfField{
+    {{"batch", "--batch"},
+     {"seq_q", "--seq-q"},
+     {"seq_k", "--seq-k"},
+     {"heads_q", "--heads"},
+     {"heads_kv", "--kv-heads"},
+     {"dim_qk", "--dim"},
+     {"dim_v", "--dim-v"},
+     {"output_dtype", "--output-dtype"},
+     {"bias_dtype", "--bias-dtype"},
+     {"bias_shape", "--bias"},
+     {"cu_seqlens_q", "--lengths"},
+     {"cu_seqlens_k", "--lengths-k"},
+     {"key_lengths", "--key-lengths"},
+     {"scale", "--scale"},
+     {"softcap", "--softcap"},
+     {"dropout.probability", "--dropout"},
+     {"segments.query", "--segments"},
+     {"segments.key", "--segments-k"}}};
+
+// validate(), with the names of flags in its messages. What comes from a file has no flag.
+void validate_flags(const Problem& problem, bool sizes_from_flags) {
+  try {
+    validate(problem);
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    const std::string field = text.substr(0, text.find_first_of(":["));
+    for (const auto& [name, flag] : kFlagOfField) {
+      if (sizes_from_flags && name == field) {
+        throw Error(error.code(), std::string(flag) + text.substr(field.size()));
+      }
+    }
+    throw;
+  }
+}
+
+}  // namespace
+
+void ProblemFlags::add_shape(::CLI::App& app) {
+  const auto integer = [&](const char* name, const char* description, std::int64_t lowest, std::int64_t highest,
+                           std::function<void(std::int64_t)> set) {
+    return add_integer(app, name, description, lowest, highest, std::move(set))->group(kShapeGroup);
+  };
+  add_dtype(app, "--dtype", "dtype of Q, K and V [float32]", [this](DType d) { dtype_ = d; }, kShapeGroup);
+  integer("--batch", "sequences", 0, kMost, [this](auto n) { batch = n; })->default_str(std::to_string(batch));
+  integer("--seq", "queries and keys of each sequence", 0, kMost, [this](auto n) {
+    seq = n;
+    seq_given_ = true;
+  })->default_str(std::to_string(seq));
+  integer("--seq-q", "queries of each sequence", 0, kMost, [this](auto n) { seq_q_ = n; });
+  integer("--seq-k", "keys of each sequence", 0, kMost, [this](auto n) { seq_k_ = n; });
+  integer("--heads", "query heads", 1, kMost, [this](auto n) { heads = n; })->default_str(std::to_string(heads));
+  integer("--kv-heads", "key heads, a divisor of --heads [as --heads]", 1, kMost, [this](auto n) { kv_heads_ = n; });
+  integer("--dim", "head dim of Q and K", 1, 512, [this](auto n) { dim = n; })->default_str(std::to_string(dim));
+  integer("--dim-v", "head dim of V [as --dim]", 1, 512, [this](auto n) { dim_v_ = n; });
+  app.add_flag("--alibi", alibi_, "ALiBi slopes")->group(kScoreGroup);
+  app.add_flag("--sinks", sinks_, "an attention sink for each head")->group(kScoreGroup);
+  add_value(app, "--bias", "AXES", "additive bias; axes out of bhqk that it has, or 1; the others broadcast",
+            "letters out of bhqk in this order, or 1", [this](const std::string& text) {
+              bias_ = text;
+              return to_bias_axes(text);
+            })
+      ->group(kScoreGroup);
+  add_dtype(app, "--bias-dtype", "dtype of the bias: float32 or as --dtype [float32]", [this](DType d) { bias_dtype_ = d; },
+            kScoreGroup);
+}
+
+void ProblemFlags::add_options(::CLI::App& app) {
+  add_dtype(app, "--output-dtype", "dtype of O and of the gradients [as --dtype]", [this](DType d) { output_dtype_ = d; },
+            kShapeGroup);
+  add_lengths(app);
+  add_mask(app);
+  add_number(app, "--scale", "factor of Q K^T [1 / sqrt(dim)]", [this](double x) { scale_ = static_cast<float>(x); })
+      ->group(kScoreGroup);
+  add_number(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](double x) { softcap_ = static_cast<float>(x); })
+      ->group(kScoreGroup);
+  add_dropout(app);
+}
+
+void ProblemFlags::add_lengths(::CLI::App& app) {
+  const auto lengths = [&](const char* name, const char* description, auto& target) {
+    add_value(app, name, "N,N,..", description, "integers from 0, separated by commas, or none",
+              [&target](const std::string& text) { return to_lengths(text, target.emplace()); })
+        ->group(kShapeGroup);
+  };
+  lengths("--lengths", "ragged layout: query length of each sequence", lengths_);
+  lengths("--lengths-k", "ragged layout: key length of each sequence [as --lengths]", lengths_k_);
+  add_integers(app, "--key-lengths", "keys in use of each sequence [all]", key_lengths_)->group(kShapeGroup);
+}
+
+void ProblemFlags::add_mask(::CLI::App& app) {
+  add_word(app, "--mask", "which keys a query sees [none]", {"none", "causal", "causal-top-left"},
+           [this](const std::string& word) { mask_ = word; })
+      ->group(kMaskGroup);
+  add_value(app, "--window", "L,R", "keys from L before the query to R after it; a side may be inf",
+            "two integers from 0, or inf, with a comma between", [this](const std::string& text) {
+              const auto sides = split(text, ',');
+              const auto left = to_side(sides.front());
+              const auto right = to_side(sides.back());
+              left_ = left.value_or(0);
+              right_ = right.value_or(0);
+              return sides.size() == 2 && left && right;
+            })
+      ->group(kMaskGroup);
+  add_value(app, "--alignment", "bottom-right|top-left|N", "the key position of query 0, by rule or number [bottom-right]",
+            "bottom-right, top-left, or the key position of query 0", [this](const std::string& text) {
+              alignment_ = to_alignment(text);
+              return alignment_.has_value();
+            })
+      ->group(kMaskGroup);
+  const auto documents = [&](const char* name, const char* description, auto& target) {
+    add_value(app, name, "N,N../N,..", description, "lengths separated by commas, sequences by slashes",
+              [&target](const std::string& text) { return to_documents(text, target); })
+        ->group(kMaskGroup);
+  };
+  documents("--segments", "packed documents, by length; sequences separated by /", documents_);
+  documents("--segments-k", "the same for the keys [as --segments]", documents_k_);
+}
+
+void ProblemFlags::add_dropout(::CLI::App& app) {
+  add_number(app, "--dropout", "probability of dropping a weight [0]", [this](double x) { dropout_.probability = x; })
+      ->group(kScoreGroup);
+  add_seed(app, "--dropout-seed", "seed of the dropout mask [0]", dropout_.seed)->group(kScoreGroup);
+  add_value(app, "--dropout-start", "B,H,Q,K", "position in the whole problem that dropout counts from [0,0,0,0]",
+            "four integers from 0 with commas between", [this](const std::string& text) {
+              std::vector<std::int64_t> starts;
+              for (const std::string& part : split(text, ',')) {
+                starts.push_back(to_integer(part).value_or(-1));
+              }
+              starts.resize(starts.size() == 4 ? 4 : 0);
+              const bool good = !starts.empty() && *std::min_element(starts.begin(), starts.end()) >= 0;
+              if (good) {
+                dropout_.batch_start = starts[0];
+                dropout_.head_start = starts[1];
+                dropout_.query_start = starts[2];
+                dropout_.key_start = starts[3];
+              }
+              return good;
+            })
+      ->group(kScoreGroup);
+}
+
+void ProblemFlags::make_ragged(Problem& problem) const {
+  set_ragged(problem, cumulative(*lengths_, "--lengths"), cumulative(lengths_k_ ? *lengths_k_ : *lengths_, "--lengths-k"));
+}
+
+Problem ProblemFlags::shape(std::int64_t length) const {
+  Problem problem;
+  problem.dtype = dtype_;
+  problem.heads_q = heads;
+  problem.heads_kv = kv_heads_.value_or(heads);
+  problem.dim_qk = dim;
+  problem.dim_v = dim_v_.value_or(dim);
+  if (!lengths_) {
+    problem.batch = batch;
+    problem.seq_q = seq_q_.value_or(length);
+    problem.seq_k = seq_k_.value_or(length);
+  } else {
+    if (seq_given_ || seq_q_ || seq_k_) {
+      fail_argument("--lengths", "given beside --seq, --seq-q or --seq-k", "one of them");
+    }
+    make_ragged(problem);
+  }
+  problem.alibi = alibi_;
+  problem.sinks = sinks_;
+  apply_bias(problem);
+  return problem;
+}
+
+Problem ProblemFlags::problem() const { return complete(shape(seq), true); }
+
+Problem ProblemFlags::problem_of_length(std::int64_t length) const { return complete(shape(length), true); }
+
+Problem ProblemFlags::problem(Problem shaped) const { return complete(std::move(shaped), false); }
+
+Problem ProblemFlags::complete(Problem shaped, bool from_flags) const {
+  if (!lengths_ && lengths_k_) {
+    fail_argument("--lengths-k", "given alone", "with --lengths");
+  }
+  shaped.output_dtype = output_dtype_;
+  shaped.key_lengths = key_lengths_;
+  shaped.scale = scale_;
+  shaped.softcap = softcap_;
+  shaped.dropout = dropout_;
+  validate_flags(shaped, from_flags);  // the mask below indexes the lengths
+  shaped.mask = mask(shaped);
+  validate_flags(shaped, from_flags);
+  return shaped;
+}
+
+void ProblemFlags::apply_bias(Problem& problem) const {
+  if (bias_.empty()) {
+    if (bias_dtype_) {
+      fail_argument("--bias-dtype", "given alone", "with --bias");
+    }
+    return;
+  }
+  const auto extent = [this](char axis, std::int64_t whole) { return bias_.find(axis) == std::string::npos ? 1 : whole; };
+  problem.bias_shape = {extent('b', problem.batch), extent('h', problem.heads_q), extent('q', problem.seq_q),
+                        extent('k', problem.seq_k)};
+  problem.bias_dtype = bias_dtype_.value_or(DType::float32);
+}
+
+Alignment ProblemFlags::alignment() const {
+  if (mask_ != "causal-top-left") {
+    return alignment_.value_or(Alignment::bottom_right());
+  }
+  if (alignment_ && *alignment_ != Alignment::top_left()) {
+    fail_argument("--alignment", "another than that of --mask causal-top-left", "top-left");
+  }
+  return Alignment::top_left();
+}
+
+Mask ProblemFlags::mask(const Problem& problem) const {
+  Mask result = Mask::window(left_, mask_ == "none" ? right_ : 0, alignment());
+  if (documents_.empty()) {
+    if (!documents_k_.empty()) {
+      fail_argument("--segments-k", "given alone", "with --segments");
+    }
+    return result;
+  }
+  Segments segments;
+  segments.query = document_ids(problem, documents_, "--segments", true);
+  segments.key = documents_k_.empty() ? document_ids(problem, documents_, "--segments (of the keys)", false)
+                                      : document_ids(problem, documents_k_, "--segments-k", false);
+  return (result & Mask::segments(std::move(segments))).with_alignment(alignment());
+}
+
+void add_tensor_flags(::CLI::App& app, TensorOptions& options) {
+  add_seed(app, "--seed", "seed of the random numbers [0]", options.seed)->group(kTensorGroup);
+  add_word(app, "--strides", "how the tensors lie in memory [packed]", {"packed", "heads-first", "padded", "mixed"},
+           [&options](const std::string& word) {
+             options.strides.reset();
+             for (int kind = 0; kind < kStrideKinds; ++kind) {
+               if (stride_kind_name(static_cast<StrideKind>(kind)) == word) {
+                 options.strides = static_cast<StrideKind>(kind);
+               }
+             }
+           })
+      ->group(kTensorGroup);
+  add_number(app, "--magnitude", "standard deviation of Q and K [1]", [&options](double x) { options.magnitude = x; })
+      ->group(kTensorGroup);
+  app.add_flag("--alibi-per-batch", options.alibi_per_batch, "slopes for each sequence")->group(kTensorGroup);
+  app.add_flag("--dlse", options.dlse, "a gradient with respect to LSE")->group(kTensorGroup);
+  app.add_flag("--bias-holes", options.bias_holes, "-inf in one bias of eight")->group(kTensorGroup);
+  app.add_flag("--bias-expanded", options.bias_expanded, "repeat the bias over batch and heads by strides of 0")
+      ->group(kTensorGroup);
+  app.add_flag("--specials", options.specials, "a few NaN and infinities in Q, K and V")->group(kTensorGroup);
+}
+
+void add_plan_flags(::CLI::App& app, PlanOptions& options) {
+  std::vector<std::string> names;
+  for (const ImplInfo& info : implementations()) {
+    names.push_back(info.name);
+  }
+  add_word(app, "--impl", "the Impl to use [the first that accepts]", names,
+           [&options](const std::string& word) { options.impl = word; })
+      ->group(kPlanGroup);
+  add_word(app, "--isa", "instruction set of the CPU Impls [the best]", cpu_info().isas,
+           [&options](const std::string& word) { options.isa = word; })
+      ->group(kPlanGroup);
+  add_integer(app, "--threads", "threads [all]", 1, 4096, [&options](auto n) { options.threads = static_cast<int>(n); })
+      ->group(kPlanGroup);
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,187 @@
+// tessera verify: an Impl against the oracle, each error beside its bound.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "cli/commands.h"
+#include "cli/compare.h"
+#include "cli/flag_values.h"
+#include "cli/problem_flags.h"
+#include "cli/random_problem.h"
+#include "cli/terminal.h"
+#include "tessera/error.h"
+
+namespace tessera::cli {
+
+namespace {
+
+struct VerifyFlags {
+  ProblemFlags problem;
+  CheckOptions options;
+  std::int64_t random = 0;
+  std::int64_t first = 0;
+};
+
+std::string plan_text(const PlanFacts& facts) {
+  return fmt::format("{}{}, {} thread{}", facts.impl, facts.isa.empty() ? "" : " (" + facts.isa + ")", facts.threads,
+                     facts.threads == 1 ? "" : "s");
+}
+
+std::string judgement(const OutputCheck& check) {
+  if (!check.mismatch.empty()) {
+    return red("FAIL") + "  " + check.mismatch;
+  }
+  if (!check.ok()) {
+    return red("FAIL");
+  }
+  return green("ok") + (check.by_typical_size ? "  relative to the typical size: the values cancel" : "");
+}
+
+void print_checks(const CheckResult& result) {
+  Table table({"output", "error", "allowed", ""});
+  table.align_left(3);
+  for (const OutputCheck& check : result.outputs) {
+    table.add({check.output, fmt::format("{:.2e}", check.error), fmt::format("{:.2e}", check.allowed), judgement(check)});
+  }
+  fmt::print("{}", table.text());
+}
+
+int verify_one(const VerifyFlags& flags) {
+  const Problem problem = flags.problem.problem();
+  const CheckResult result = check_problem(problem, flags.options);
+  fmt::print("{}\n{} against the oracle in double precision{}\n\n", bold(problem.describe()), plan_text(result.forward),
+             result.has_standard ? "" : "; the standard Impl does not take this problem");
+  print_checks(result);
+  fmt::print("\nerror = ||x - ref|| / ||ref||; allowed: the numerics contract\n{}\n",
+             result.ok() ? green("passed") : red("FAILED"));
+  return result.ok() ? 0 : 1;
+}
+
+// What a random run has seen.
+struct Tally {
+  std::int64_t passed = 0;
+  std::int64_t failed = 0;
+  std::int64_t refused = 0;
+  std::map<std::string, std::int64_t> features;
+  std::map<std::string, std::int64_t> refusals;
+  struct Worst {
+    double share = -1;  // of what is allowed
+    double error = 0;
+    double allowed = 0;
+    std::int64_t index = 0;
+  };
+  std::map<std::string, Worst> worst;
+
+  void add(const CheckResult& result, std::int64_t index) {
+    ++(result.ok() ? passed : failed);
+    for (const OutputCheck& check : result.outputs) {
+      Worst& output = worst[check.output];
+      const double share = check.mismatch.empty() ? check.error / check.allowed : std::numeric_limits<double>::infinity();
+      if (share > output.share) {
+        output = {share, check.error, check.allowed, index};
+      }
+    }
+  }
+};
+
+void print_failure(const RandomProblem& random, const CheckResult& result, const VerifyFlags& flags, std::int64_t index) {
+  fmt::print("{} problem {}: {}\n", red("FAIL"), index, random.problem.describe());
+  print_checks(result);
+  const PlanOptions& plan = flags.options.plan;
+  fmt::print("again: tessera verify {}{}{}{}\n\n", to_flags(random.problem, random.tensors),
+             plan.impl.empty() ? "" : " --impl " + plan.impl, plan.isa.empty() ? "" : " --isa " + plan.isa,
+             plan.threads == 0 ? "" : fmt::format(" --threads {}", plan.threads));
+}
+
+void print_tally(const Tally& tally, std::int64_t problems) {
+  std::string features;
+  for (const auto& [name, count] : tally.features) {
+    features += fmt::format("{}{} {}", features.empty() ? "" : ", ", name, count);
+  }
+  fmt::print("covered: {}\n\n", features);
+  Table table({"output", "worst error", "allowed", "share", "problem"});
+  for (const auto& [name, worst] : tally.worst) {
+    table.add({name, fmt::format("{:.2e}", worst.error), fmt::format("{:.2e}", worst.allowed),
+               fmt::format("{:.0f} %", 100 * worst.share), std::to_string(worst.index)});
+  }
+  fmt::print("{}\n", table.text());
+  for (const auto& [reason, count] : tally.refusals) {
+    fmt::print("refused {} times: {}\n", count, reason);
+  }
+  fmt::print("{} of {} passed{}{}\n", tally.passed, problems,
+             tally.refused > 0 ? fmt::format(", {} refused", tally.refused) : "",
+             tally.failed > 0 ? ", " + red(fmt::format("{} FAILED", tally.failed)) : "");
+}
+
+// The part of Plan::make's message that says why, without the problem.
+std::string reason_of(const Error& error) {
+  const std::string text = error.what();
+  const std::size_t start = text.find("); ");
+  return start == std::string::npos ? text : text.substr(start + 3);
+}
+
+int verify_random(const VerifyFlags& flags) {
+  const std::uint64_t seed = flags.options.tensors.seed;
+  fmt::print("{}\n", bold(fmt::format("{} random problems, seed {}, from number {}", flags.random, seed, flags.first)));
+  std::fflush(stdout);
+  Tally tally;
+  Progress progress(flags.random);
+  for (std::int64_t n = 0; n < flags.random; ++n) {
+    const std::int64_t index = flags.first + n;
+    progress.step(tally.failed > 0 ? fmt::format("{} failed", tally.failed) : "", n);
+    const RandomProblem random = random_problem(seed, static_cast<std::uint64_t>(index));
+    CheckOptions options = flags.options;
+    options.tensors = random.tensors;
+    try {
+      const CheckResult result = check_problem(random.problem, options);
+      tally.add(result, index);
+      if (!result.ok()) {
+        print_failure(random, result, flags, index);
+      }
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::unsupported) {
+        throw;
+      }
+      ++tally.refused;
+      ++tally.refusals[reason_of(error)];
+      continue;
+    }
+    for (const std::string& feature : features_of(random)) {
+      ++tally.features[feature];
+    }
+  }
+  progress.step("", flags.random);
+  print_tally(tally, flags.random);
+  return tally.failed > 0 || tally.passed == 0 ? 1 : 0;
+}
+
+}  // namespace
+
+Command add_verify(::CLI::App& root) {
+  ::CLI::App* app = root.add_subcommand("verify", "Compare an Impl with the oracle, each error beside its bound");
+  auto flags = std::make_shared<VerifyFlags>();
+  flags->problem.seq = 256;
+  flags->problem.heads = 2;
+  flags->problem.add_shape(*app);
+  flags->problem.add_options(*app);
+  add_tensor_flags(*app, flags->options.tensors);
+  add_plan_flags(*app, flags->options.plan);
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  add_integer(*app, "--random", "check this many random problems over the whole feature space instead", 1, kMost,
+              [flags](auto n) { flags->random = n; });
+  add_integer(*app, "--first", "with --random: number of the first problem [0]", 0, kMost,
+              [flags](auto n) { flags->first = n; });
+  app->add_flag_callback("--forward-only", [flags] { flags->options.backward = false; }, "leave the backward pass out");
+  app->footer("Exit status: 0 all within bounds, 1 a failure, 2 bad flags.\n"
+              "Examples:\n"
+              "  tessera verify --seq-q 100 --seq-k 333 --mask causal --heads 6 --kv-heads 2 --alibi\n"
+              "  tessera verify --random 500 --seed 7");
+  return {app, [flags] { return flags->random > 0 ? verify_random(*flags) : verify_one(*flags); }};
+}
+
+}  // namespace tessera::cli
