@@ -58,8 +58,9 @@ void sgemm(const GemmShape& shape, float alpha, const MatrixView& a, const Matri
   }
   const auto transpose = [](const MatrixView& m) { return m.transposed ? CblasTrans : CblasNoTrans; };
   const auto size = [](std::int64_t n) { return static_cast<blasint>(n); };
-  cblas_sgemm(CblasRowMajor, transpose(a), transpose(b), size(shape.rows), size(shape.columns), size(shape.inner), alpha,
-              a.data, size(a.row_stride), b.data, size(b.row_stride), accumulate ? 1.0F : 0.0F, c, size(c_row_stride));
+  cblas_sgemm(CblasRowMajor, transpose(a), transpose(b), size(shape.rows), size(shape.columns), size(shape.inner),
+              alpha, a.data, size(a.row_stride), b.data, size(b.row_stride), accumulate ? 1.0F : 0.0F, c,
+              size(c_row_stride));
 }
 
 #else

@@ -183,6 +183,8 @@ class FlashBackward {
     const auto dout = rows_of(tensors_.dout, batch_, sequence_->span.query_row, head_);
     special_ = false;
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
+      prefetch_ahead(q, rows_.begin + r, rows_.end, problem.dim_qk);
+      prefetch_ahead(dout, rows_.begin + r, rows_.end, problem.dim_v);
       load_side(q.at(rows_.begin + r), q.dtype, problem.dim_qk, plan_.q_factor, q_ + r * plan_.layout.q_stride,
                 plan_.layout.q_stride);
       load_side(dout.at(rows_.begin + r), dout.dtype, problem.dim_v, 1.0F, dout_ + r * plan_.layout.dout_stride,

@@ -60,6 +60,7 @@ class FlashForward {
     const Problem& problem = plan_.problem;
     const auto rows = rows_of(tensors_.q, item_.batch, sequence_.span.query_row, item_.head);
     for (std::int64_t r = 0; r < item_.rows.size(); ++r) {
+      prefetch_ahead(rows, item_.rows.begin + r, item_.rows.end, problem.dim_qk);
       load_units<Arithmetic>(rows.at(item_.rows.begin + r), rows.dtype, problem.dim_qk, plan_.q_factor,
                              q_ + r * plan_.layout.q_stride);
     }

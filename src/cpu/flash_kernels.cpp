@@ -29,6 +29,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 struct Arithmetic {
   using Unit = float;
+  using Element = float;
   using Tag = hn::ScalableTag<float>;
   using Vector = hn::Vec<Tag>;
   static constexpr std::int64_t kLanes = HWY_LANES(float);
@@ -48,7 +49,7 @@ struct Arithmetic {
   static HWY_INLINE Vector scale_add(float scale, Vector c, Vector sum) {
     return hn::MulAdd(hn::Set(Tag(), scale), c, sum);
   }
-  static HWY_INLINE Unit pack(float even, float /*odd*/) { return even; }
+  static HWY_INLINE Unit pack(Element even, Element /*odd*/) { return even; }
 };
 
 #include "cpu/micro_kernel-inl.h"
@@ -71,6 +72,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Products of bfloat16 pairs, summed in float32 (VDPBF16PS). A unit is two neighbours along the depth.
 struct Arithmetic {
   using Unit = std::uint32_t;
+  using Element = std::uint16_t;
   using Tag = hn::ScalableTag<float>;
   using Vector = __m512;
   static constexpr std::int64_t kLanes = 16;
@@ -92,9 +94,7 @@ struct Arithmetic {
   static HWY_INLINE Vector scale_add(float scale, Vector c, Vector sum) {
     return _mm512_fmadd_ps(_mm512_set1_ps(scale), c, sum);
   }
-  static HWY_INLINE Unit pack(float even, float odd) {
-    return float_to_bfloat16(even) | (static_cast<Unit>(float_to_bfloat16(odd)) << 16);
-  }
+  static HWY_INLINE Unit pack(Element even, Element odd) { return even | (static_cast<Unit>(odd) << 16); }
   // Two vectors of neighbours along a row, as 16 pairs.
   static HWY_INLINE void store_pairs(hn::Vec<Tag> first, hn::Vec<Tag> second, Unit* out) {
     _mm512_storeu_si512(out, (__m512i)(_mm512_cvtne2ps_pbh(second.raw, first.raw)));

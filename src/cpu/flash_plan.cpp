@@ -13,6 +13,9 @@ constexpr std::int64_t kWantedBackwardItems = 16;
 constexpr std::int64_t kMostChunks = 8;
 constexpr std::int64_t kFewestKeysInChunk = 512;
 
+// Packed keys come in whole panels, and in pairs.
+std::int64_t granule(const FlashPlan& plan) { return std::max<std::int64_t>(plan.shape.panel, 2); }
+
 // Forward: scores of 48 x 512 live in L2 beside the tile's K and V; wide tiles pay the upkeep of a row (maximum, rescale)
 // less often. Backward: two score tiles, dK and dV of a tile as well, so it is narrower. Measured in NOTES.md.
 void choose_tiles(FlashPlan& plan) {
@@ -22,8 +25,7 @@ void choose_tiles(FlashPlan& plan) {
   const std::int64_t widest = forward ? 512 : 256;
   const std::int64_t wanted_k = dim <= 128 ? widest : dim <= 256 ? widest / 2 : widest / 4;
   const std::int64_t most_q = forward || dim > 128 ? 48 : 96;
-  const std::int64_t granule = std::max<std::int64_t>(plan.shape.panel, 2);
-  plan.tile_k = round_up(std::clamp<std::int64_t>(problem.seq_k, 1, wanted_k), granule);
+  plan.tile_k = round_up(std::clamp<std::int64_t>(problem.seq_k, 1, wanted_k), granule(plan));
   plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, most_q), 2);
 }
 
@@ -35,7 +37,10 @@ void add_sequences(FlashPlan& plan) {
     const auto index = static_cast<std::size_t>(b);
     sequence.stored_keys =
         problem.ragged() ? problem.cu_seqlens_k[index + 1] - problem.cu_seqlens_k[index] : problem.seq_k;
-    sequence.padded_keys = round_up(sequence.span.keys, plan.tile_k);
+    sequence.padded_keys = round_up(sequence.span.keys, granule(plan));
+    sequence.key_tiles = ceil_div(sequence.span.keys, plan.tile_k);
+    sequence.packed_tile = plan.packed_tiles;
+    plan.packed_tiles += sequence.key_tiles;
     sequence.packed_row = plan.packed_rows;
     plan.packed_rows += sequence.padded_keys;
     plan.query_rows += sequence.span.queries;
@@ -130,7 +135,7 @@ void add_line_items(FlashPlan& plan) {
 
 void add_pack_items(FlashPlan& plan) {
   for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
-    const std::int64_t tiles = plan.sequences[static_cast<std::size_t>(b)].padded_keys / plan.tile_k;
+    const std::int64_t tiles = plan.sequences[static_cast<std::size_t>(b)].key_tiles;
     for (std::int64_t head_kv = 0; head_kv < plan.problem.heads_kv; ++head_kv) {
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         plan.pack_items.push_back({b, head_kv, tile});
@@ -154,8 +159,8 @@ void add_operands(FlashPlan& plan, WorkspaceLayout& layout) {
     add(plan.values_t, plan.units_v);
     add(plan.keys, plan.panels_qk * panel / unit);
   }
-  plan.special_keys = layout.add<std::uint8_t>(rows / plan.tile_k);
-  plan.special_values = layout.add<std::uint8_t>(rows / plan.tile_k);
+  plan.special_keys = layout.add<std::uint8_t>(plan.packed_tiles * plan.problem.heads_kv);
+  plan.special_values = layout.add<std::uint8_t>(plan.packed_tiles * plan.problem.heads_kv);
 }
 
 void add_scratch_of_modifiers(const FlashPlan& plan, FlashScratch& s, WorkspaceLayout& layout) {

@@ -44,6 +44,8 @@ struct FlashSequence {
   std::int64_t stored_keys = 0;  // rows of K and V that exist, of which span.keys are in use
   std::int64_t padded_keys = 0;
   std::int64_t packed_row = 0;   // sum of padded_keys of the sequences before
+  std::int64_t key_tiles = 0;
+  std::int64_t packed_tile = 0;  // sum of key_tiles of the sequences before
   std::size_t schedule = 0;      // index into FlashPlan::schedules
 };
 
@@ -94,6 +96,7 @@ struct FlashPlan {
   std::vector<FlashItem> line_items;  // backward: runs of query rows of each query head
   std::int64_t query_rows = 0;   // of all sequences
   std::int64_t packed_rows = 0;  // of all sequences
+  std::int64_t packed_tiles = 0;
   std::int64_t chunks = 1;       // backward: partials of dQ
 
   // Forward: keys_t [panel][unit][column], values [panel][row pair or row][column]. Backward: keys_t, values_t, keys.
@@ -112,7 +115,7 @@ struct FlashPlan {
     return (sequence.packed_row * problem.heads_kv + head_kv * sequence.padded_keys) * operand.units_per_row;
   }
   std::int64_t special_index(const FlashSequence& sequence, std::int64_t head_kv, std::int64_t key_tile) const {
-    return (sequence.packed_row * problem.heads_kv + head_kv * sequence.padded_keys) / tile_k + key_tile;
+    return sequence.packed_tile * problem.heads_kv + head_kv * sequence.key_tiles + key_tile;
   }
   // Index of the first row of one (sequence, query head) in lse_log2, delta and one partial of dQ.
   std::int64_t query_line(const FlashSequence& sequence, std::int64_t head) const {

@@ -12,7 +12,7 @@ inline void pack_tile(const FlashPlan& plan, const PackItem& item, const PackedO
   Unit* out = reinterpret_cast<Unit*>(operand.slot.in(workspace)) + plan.packed_units(operand, sequence, item.head_kv);
   const bool found =
       transposed ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
-                 : pack_rows<Arithmetic>(rows, range, first + plan.tile_k, dim,
+                 : pack_rows<Arithmetic>(rows, range, std::min(first + plan.tile_k, sequence.padded_keys), dim,
                                          sequence.padded_keys / Arithmetic::kDepthUnit * kWidth,
                                          out + first / Arithmetic::kDepthUnit * kWidth);
   special.in(workspace)[plan.special_index(sequence, item.head_kv, item.key_tile)] = found ? 1 : 0;
@@ -63,6 +63,8 @@ inline void row_statistics(const FlashPlan& plan, const BackwardTensors& tensors
   alignas(64) float out_row[kMaxDim];
   alignas(64) float dout_row[kMaxDim];
   for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r) {
+    prefetch_ahead(out, r, item.rows.end, plan.problem.dim_v);
+    prefetch_ahead(dout, r, item.rows.end, plan.problem.dim_v);
     load_row(out.at(r), out.dtype, plan.problem.dim_v, 1.0F, out_row);
     load_row(dout.at(r), dout.dtype, plan.problem.dim_v, 1.0F, dout_row);
     float delta = 0;

@@ -1,5 +1,23 @@
 // Rows of user tensors into float32 rows and packed operands.
 
+// Rows of one head are far apart in memory, so that no hardware prefetcher finds the next: ask for it by hand.
+HWY_INLINE void prefetch_rows(const Rows<const void>& rows, std::int64_t begin, std::int64_t end, std::int64_t dim) {
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t bytes = dim * dtype_bytes(rows.dtype);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const auto* start = static_cast<const char*>(rows.at(row));
+    for (std::int64_t offset = 0; offset < bytes; offset += kLine) {
+      __builtin_prefetch(start + offset);
+    }
+  }
+}
+
+// The row that a loop over rows will want in a while.
+HWY_INLINE void prefetch_ahead(const Rows<const void>& rows, std::int64_t row, std::int64_t end, std::int64_t dim) {
+  constexpr std::int64_t kAhead = 8;
+  prefetch_rows(rows, std::min(row + kAhead, end), std::min(row + kAhead + 1, end), dim);
+}
+
 // Columns [0, dim) of one row as float32.
 HWY_INLINE void load_row(const void* row, DType dtype, std::int64_t dim, float factor, float* HWY_RESTRICT out) {
   if (dtype == DType::float32) {
@@ -62,22 +80,19 @@ HWY_INLINE void load_units(const void* row, DType dtype, std::int64_t dim, float
   }
 }
 
-inline bool unit_is_special(float unit) { return has_special(&unit, 1); }
-inline bool unit_is_special(std::uint32_t pair) {
-  return (pair & 0x7F80U) == 0x7F80U || (pair & 0x7F800000U) == 0x7F800000U;
-}
+HWY_INLINE bool units_special(const float* units, std::int64_t count) { return has_special(units, count); }
 
-template <class Unit>
-HWY_INLINE bool units_special(const Unit* units, std::int64_t count) {
-  bool special = false;
+HWY_INLINE bool units_special(const std::uint32_t* pairs, std::int64_t count) {
+  std::uint32_t special = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    special |= unit_is_special(units[i]);
+    special |= static_cast<std::uint32_t>((pairs[i] & 0x7F80U) == 0x7F80U) |
+               static_cast<std::uint32_t>((pairs[i] & 0x7F800000U) == 0x7F800000U);
   }
-  return special;
+  return special != 0;
 }
 
-// Rows [begin, end) of a key-side tensor into panels [row / kPanel][unit][kPanel], zeros behind the last row. `row_units`
-// is room for kPanel rows. Returns whether any element is a NaN or an infinity.
+// Rows [begin, end) of a key-side tensor into panels [row / kPanel][unit][kPanel], zeros behind the last row. Returns
+// whether any element is a NaN or an infinity.
 template <class Arithmetic>
 bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim, std::int64_t units,
                      typename Arithmetic::Unit* out) {
@@ -85,24 +100,31 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
   constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   constexpr std::int64_t kMaxUnits = 512;
   constexpr std::int64_t kBlock = std::min<std::int64_t>(kPanel, 8);
-  bool special = false;
+  const bool readable_in_place = Arithmetic::kDepthUnit == 1 && rows.dtype == DType::float32;
   alignas(64) Unit buffer[kBlock][kMaxUnits];
+  const Unit* source[kBlock];
+  bool special = false;
   for (std::int64_t first = range.begin; first < range.end; first += kPanel, out += units * kPanel) {
     for (std::int64_t block = 0; block < kPanel; block += kBlock) {
+      const std::int64_t next = first + block + kBlock;
+      prefetch_rows(rows, std::min(next, range.end), std::min(next + kBlock, range.end), dim);
       for (std::int64_t j = 0; j < kBlock; ++j) {
         const std::int64_t row = first + block + j;
-        if (row < range.end) {
-          load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, buffer[j]);
-          special |= units_special(buffer[j], units);
-        } else {
+        source[j] = buffer[j];
+        if (row >= range.end) {
           std::memset(buffer[j], 0, static_cast<std::size_t>(units) * sizeof(Unit));
+        } else if (readable_in_place) {
+          source[j] = static_cast<const Unit*>(rows.at(row));
+        } else {
+          load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, buffer[j]);
         }
+        special = units_special(source[j], units) || special;
       }
       for (std::int64_t k = 0; k < units; ++k) {
         Unit* HWY_RESTRICT target = out + k * kPanel + block;
 #pragma GCC unroll 8
         for (std::int64_t j = 0; j < kBlock; ++j) {
-          target[j] = buffer[j][k];
+          target[j] = source[j][k];
         }
       }
     }
@@ -115,26 +137,33 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
 template <class Arithmetic>
 bool pack_rows(const Rows<const void>& rows, Range range, std::int64_t padded_end, std::int64_t dim,
                std::int64_t panel_stride, typename Arithmetic::Unit* out) {
+  using Unit = typename Arithmetic::Unit;
+  using Element = typename Arithmetic::Element;  // of which kDepthUnit make a unit
   constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
   const std::int64_t panels = ceil_div(dim, kPanel);
-  alignas(64) float buffer[kUnit][512 + kPanel];
-  std::memset(buffer, 0, sizeof(buffer));
+  alignas(64) Element buffer[kUnit][512 + kPanel] = {};
   bool special = false;
   for (std::int64_t row = range.begin; row < padded_end; row += kUnit) {
     for (std::int64_t u = 0; u < kUnit; ++u) {
-      if (row + u < range.end) {
+      prefetch_ahead(rows, row + u, range.end, dim);
+      if (row + u >= range.end) {
+        std::memset(buffer[u], 0, static_cast<std::size_t>(dim) * sizeof(Element));
+      } else if constexpr (kUnit == 1) {
         load_row(rows.at(row + u), rows.dtype, dim, 1.0F, buffer[u]);
-        special |= has_special(buffer[u], dim);
       } else {
-        std::memset(buffer[u], 0, static_cast<std::size_t>(dim) * sizeof(float));
+        std::memcpy(buffer[u], rows.at(row + u), static_cast<std::size_t>(dim) * sizeof(Element));
       }
     }
-    typename Arithmetic::Unit* target = out + (row - range.begin) / kUnit * kPanel;
+    Unit* target = out + (row - range.begin) / kUnit * kPanel;
     for (std::int64_t panel = 0; panel < panels; ++panel, target += panel_stride) {
+      const Element* HWY_RESTRICT even = buffer[0] + panel * kPanel;
+      const Element* HWY_RESTRICT odd = buffer[kUnit - 1] + panel * kPanel;
+      Unit* HWY_RESTRICT packed = target;
       for (std::int64_t i = 0; i < kPanel; ++i) {
-        target[i] = Arithmetic::pack(buffer[0][panel * kPanel + i], buffer[kUnit - 1][panel * kPanel + i]);
+        packed[i] = Arithmetic::pack(even[i], odd[i]);
       }
+      special = units_special(packed, kPanel) || special;
     }
   }
   return special;

@@ -128,7 +128,7 @@ void StandardBackward::bias_gradient(const TensorView& dbias, const float* score
   const auto all_or_one = [&](std::size_t axis, std::int64_t index, std::int64_t extent) {
     return shape[axis] == 1 ? Range{0, extent} : Range{index, std::min(index + 1, extent)};
   };
-  parallel_for(geometry_.threads(), shape[0] * shape[1] * shape[2] * chunks, [&](std::int64_t task) {
+  parallel_items(shape[0] * shape[1] * shape[2] * chunks, geometry_.threads(), [&](std::int64_t task, int /*thread*/) {
     const std::int64_t column = task % chunks * kColumns;
     const std::int64_t i = task / chunks % shape[2];
     const std::int64_t h = task / chunks / shape[2] % shape[1];
@@ -160,7 +160,7 @@ void StandardBackward::bias_gradient(const TensorView& dbias, const float* score
 // The sink is a key whose value is zero: its weight exp(sink - LSE) takes part in the softmax alone.
 void StandardBackward::sink_gradient(const BackwardTensors& tensors, const float* delta) const {
   const Problem& problem = geometry_.problem();
-  parallel_for(geometry_.threads(), problem.heads_q, [&](std::int64_t head) {
+  parallel_items(problem.heads_q, geometry_.threads(), [&](std::int64_t head, int /*thread*/) {
     const float sink = static_cast<const float*>(tensors.score.sinks.data)[head * tensors.score.sinks.strides[0]];
     double sum = 0;
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {

@@ -88,8 +88,8 @@ void StandardForward::multiply_values(const ForwardTensors& tensors, std::span<s
     const std::int64_t key_row = geometry_.key_row(band.batch, head_kv, 0);
     const float* weights = scores_.in(workspace) + geometry_.score_row(band.batch, band.head, band.begin);
     float* out = out_.in(workspace) + geometry_.query_row(band.batch, band.head, band.begin) * dim;
-    sgemm({band.rows(), dim, span.keys}, 1.0F, {weights, span.keys}, {v_.in(workspace) + key_row * dim, dim}, false, out,
-          dim);
+    sgemm({band.rows(), dim, span.keys}, 1.0F, {weights, span.keys}, {v_.in(workspace) + key_row * dim, dim}, false,
+          out, dim);
     if (geometry_.masked()) {
       put_in_keys(geometry_, band, weights, 1.0F, v_flags_.in(workspace) + key_row,
                   rows_of(tensors.v, band.batch, span.key_row, head_kv), dim, out);

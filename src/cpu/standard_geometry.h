@@ -52,15 +52,6 @@ class StandardGeometry {
   std::vector<Band> key_bands_;
 };
 
-// Calls body(i) for i in [0, count) from several threads.
-template <class Body>
-void parallel_for(int threads, std::int64_t count, const Body& body) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t i = 0; i < count; ++i) {
-    body(i);
-  }
-}
-
 // One row between a tensor of any dtype and float32.
 void load_row(const Rows<const void>& rows, std::int64_t row, std::int64_t size, float* result);
 void store_row(const float* values, std::int64_t size, const Rows<void>& rows, std::int64_t row);

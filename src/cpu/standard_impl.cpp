@@ -1,12 +1,11 @@
 #include "cpu/standard_impl.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
 
 #include "cpu/blas.h"
 #include "cpu/standard_executables.h"
+#include "cpu/threads.h"
 
 namespace tessera::internal {
 
@@ -37,7 +36,7 @@ class StandardImpl : public Impl {
 
   std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
                                             const PlanOptions& options) const override {
-    const int threads = options.threads > 0 ? options.threads : omp_get_max_threads();
+    const int threads = options.threads > 0 ? options.threads : default_threads();
     if (pass == Pass::forward) {
       return std::make_unique<StandardForward>(problem, threads);
     }

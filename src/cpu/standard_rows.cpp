@@ -36,9 +36,8 @@ HWY_INLINE V exp_of(D d, V x) {
 }
 
 void scale(float* row, std::int64_t size, float factor) {
-  for_each_vector(size, [=](auto d, std::int64_t j) HWY_ATTR {
-    hn::StoreU(hn::Mul(hn::LoadU(d, row + j), hn::Set(d, factor)), d, row + j);
-  });
+  for_each_vector(size, [=](auto d, std::int64_t j)
+                            HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(d, row + j), hn::Set(d, factor)), d, row + j); });
 }
 
 void multiply(float* row, const float* other, std::int64_t size) {
@@ -196,9 +195,7 @@ HWY_EXPORT(finite);
 
 void scale(float* row, std::int64_t size, float factor) { HWY_DYNAMIC_DISPATCH(scale)(row, size, factor); }
 
-void multiply(float* row, const float* other, std::int64_t size) {
-  HWY_DYNAMIC_DISPATCH(multiply)(row, other, size);
-}
+void multiply(float* row, const float* other, std::int64_t size) { HWY_DYNAMIC_DISPATCH(multiply)(row, other, size); }
 
 void add(float* row, const float* other, std::int64_t size) { HWY_DYNAMIC_DISPATCH(add)(row, other, size); }
 

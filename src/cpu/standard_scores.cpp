@@ -12,8 +12,8 @@ namespace tessera::internal {
 namespace {
 
 float slope_of(const ConstTensorView& slopes, std::int64_t batch, std::int64_t head) {
-  const std::int64_t index = slopes.rank == 2 ? batch * slopes.strides[0] + head * slopes.strides[1]
-                                              : head * slopes.strides[0];
+  const std::int64_t index =
+      slopes.rank == 2 ? batch * slopes.strides[0] + head * slopes.strides[1] : head * slopes.strides[0];
   return static_cast<const float*>(slopes.data)[index];
 }
 
@@ -85,7 +85,8 @@ void RowModifiers::add_bias(std::int64_t query, Range keys, float* row) const {
 void RowModifiers::apply(std::int64_t query, Range keys, float* row, float* derivative) const {
   float* first = row + keys.begin;
   if (problem_.softcap > 0) {
-    standard_rows::softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(), problem_.softcap);
+    standard_rows::softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(),
+                           problem_.softcap);
   }
   if (problem_.bias_shape) {
     add_bias(query, keys, row);

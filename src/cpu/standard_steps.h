@@ -4,14 +4,15 @@
 #include <cstdint>
 
 #include "cpu/standard_geometry.h"
+#include "cpu/threads.h"
 
 namespace tessera::internal {
 
 // Calls body(band) for each band from several threads.
 template <class Body>
 void for_each_band(int threads, const std::vector<Band>& bands, const Body& body) {
-  parallel_for(threads, static_cast<std::int64_t>(bands.size()),
-               [&](std::int64_t i) { body(bands[static_cast<std::size_t>(i)]); });
+  parallel_items(static_cast<std::int64_t>(bands.size()), threads,
+                 [&](std::int64_t item, int /*thread*/) { body(bands[static_cast<std::size_t>(item)]); });
 }
 
 PlanFacts standard_facts(const StandardGeometry& geometry, std::int64_t workspace_bytes);
