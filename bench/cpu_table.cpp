@@ -4,10 +4,12 @@
 // machine both move together. Figures are medians over the repeats of the ratio within a repeat. Rows with one thread are
 // in CPU time, rows with two in elapsed time.
 #include <fmt/core.h>
-#include <time.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -40,8 +42,8 @@ struct Row {
 };
 
 struct Result {
-  double ratio = 0;             // median
-  double lowest = 0;            // quartiles
+  double ratio = 0;   // median
+  double lowest = 0;  // quartiles
   double highest = 0;
   double flops_per_second = 0;  // of the subject, median
   double peak = 0;              // median
@@ -63,7 +65,7 @@ double seconds_of(Workload& workload, clockid_t clock) {
 
 double quantile(std::vector<double> values, double share) {
   std::sort(values.begin(), values.end());
-  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+  return values[static_cast<std::size_t>(std::lround(share * static_cast<double>(values.size() - 1)))];
 }
 
 double median(const std::vector<double>& values) { return quantile(values, 0.5); }
@@ -158,8 +160,8 @@ int print_table(const Options& options) {
   const std::string isa = options.isa.empty() ? tessera::cpu_info().selected_isa : options.isa;
   nlohmann::json report{{"isa", isa}, {"repeats", options.repeats}, {"rows", nlohmann::json::array()}};
   fmt::print("{}, median of {} repeats, share of the FMA peak measured around each\n\n", isa, options.repeats);
-  fmt::print("{:<42} {:>8} {:>8} {:>9} {:>15} {:>9}  {}\n", "case", "GFLOP/s", "peak", "measured", "quartiles", "promised",
-             "");
+  fmt::print("{:<42} {:>8} {:>8} {:>9} {:>15} {:>9}  {}\n", "case", "GFLOP/s", "peak", "measured", "quartiles",
+             "promised", "");
   int missed = 0;
   for (const Row& row : rows_of(options)) {
     const Result result = measure(row, options);
@@ -178,9 +180,7 @@ int print_table(const Options& options) {
   return options.check && missed > 0 ? 1 : 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int parse_and_run(int argc, char** argv) {
   Options options;
   CLI::App app("What the CPU kernels promise and what they reach here");
   app.add_option("--repeats", options.repeats, "measurements of each row")->check(CLI::PositiveNumber);
@@ -189,10 +189,16 @@ int main(int argc, char** argv) {
   app.add_option("--json", options.json, "also write the figures to this file");
   app.add_flag("--check", options.check, "exit with 1 when a promise is missed");
   CLI11_PARSE(app, argc, argv);
+  return print_table(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
   try {
-    return print_table(options);
+    return parse_and_run(argc, argv);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}\n", error.what());
+    std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
 }

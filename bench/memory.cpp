@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 
@@ -88,8 +89,8 @@ bool measure(const Case& settings) {
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
   const bool right = allocated == predicted && quiet;
   fmt::print("{:<10} {:<9} {:>8} {:>14.2f} {:>14.2f} {:>16} {:>16} {:>14.2f}  {}\n", settings.impl,
-             tessera::pass_name(settings.pass), settings.length, mib(workload.output_bytes()), mib(predicted), predicted,
-             allocated, mib(workload.output_bytes() + allocated), right ? "exact" : "WRONG");
+             tessera::pass_name(settings.pass), settings.length, mib(workload.output_bytes()), mib(predicted),
+             predicted, allocated, mib(workload.output_bytes() + allocated), right ? "exact" : "WRONG");
   std::fflush(stdout);
   return right;
 }
@@ -120,9 +121,7 @@ int print_table(std::int64_t flash_length, std::int64_t standard_length, std::in
   return right ? 0 : 1;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int parse_and_run(int argc, char** argv) {
   std::int64_t flash_length = 65536;
   std::int64_t standard_length = 8192;
   std::int64_t dim = 64;
@@ -131,10 +130,16 @@ int main(int argc, char** argv) {
   app.add_option("--standard-length", standard_length, "sequence length for standard")->check(CLI::PositiveNumber);
   app.add_option("--dim", dim, "head dimension")->check(CLI::Range(1, 512));
   CLI11_PARSE(app, argc, argv);
+  return print_table(flash_length, standard_length, dim);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
   try {
-    return print_table(flash_length, standard_length, dim);
+    return parse_and_run(argc, argv);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}\n", error.what());
+    std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
 }

@@ -68,8 +68,8 @@ int main() {
   Floats bias(static_cast<std::size_t>(kTokens * kTokens));
   for (std::int64_t i = 0; i < kTokens; ++i) {
     for (std::int64_t j = 0; j < kTokens; ++j) {
-      const bool attends = j <= i && i - j <= kWindow &&
-                           document[static_cast<std::size_t>(i)] == document[static_cast<std::size_t>(j)];
+      const bool attends =
+          j <= i && i - j <= kWindow && document[static_cast<std::size_t>(i)] == document[static_cast<std::size_t>(j)];
       bias[static_cast<std::size_t>(i * kTokens + j)] = attends ? 0.0F : -std::numeric_limits<float>::infinity();
     }
   }

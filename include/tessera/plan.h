@@ -120,8 +120,8 @@ struct CpuInfo {
 };
 CpuInfo cpu_info();
 
-// Multiply-adds in registers alone with the given instruction set ("" for the selected one), one thread, best of
-// several runs of a few milliseconds: FLOP/s.
+// Multiply-adds in registers alone with the given instruction set ("" for the selected one), one thread, best of many
+// short runs: FLOP/s. Takes about 10 ms.
 double measure_peak_flops(const std::string& isa = {});
 
 }  // namespace tessera
