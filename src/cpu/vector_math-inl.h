@@ -26,20 +26,40 @@ HWY_INLINE V exp2_of(D d, V x) {
   }
 }
 #else
-// The exponent is added as an integer. At the clamp, -127, the sum is the bit pattern of zero.
+// x, already whole and small, as integers. Highway's conversions mend values out of range, which costs three
+// instructions here; a NaN gives 0x80000000, whose shift below is 0.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> small_integer_of(D /*d*/, V whole) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+  hn::Vec<hn::RebindToSigned<D>> integers;
+  if constexpr (sizeof(whole.raw) == 32) {
+    integers.raw = _mm256_cvtps_epi32(whole.raw);
+  } else {
+    integers.raw = _mm_cvtps_epi32(whole.raw);
+  }
+  return integers;
+#else
+  return hn::ConvertTo(hn::RebindToSigned<D>(), whole);
+#endif
+}
+
+// Added to 1.5 * 2^23 a number is rounded to an integer in the low bits of the sum; 127 more make it a biased exponent,
+// which is 0 at the clamp. The comparison and the product keep a NaN; Max and an integer addition would lose some.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2_of(D d, V x) {
   const hn::RebindToSigned<D> di;
-  x = hn::Max(hn::Set(d, -127.0F), x);  // in this order x86 keeps a NaN in x
-  const V whole = hn::Round(x);
-  const V f = hn::Sub(x, whole);
+  const V lowest = hn::Set(d, -127.0F);
+  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+  const V shifter = hn::Set(d, 12582912.0F + 127.0F);
+  const V shifted = hn::Add(x, shifter);
+  const V f = hn::Sub(x, hn::Sub(shifted, shifter));
   V p = hn::Set(d, 1.326472720e-3F);
   p = hn::MulAdd(p, f, hn::Set(d, 9.671512640e-3F));
   p = hn::MulAdd(p, f, hn::Set(d, 5.550733743e-2F));
   p = hn::MulAdd(p, f, hn::Set(d, 2.402224209e-1F));
   p = hn::MulAdd(p, f, hn::Set(d, 6.931469776e-1F));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0F));
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, whole))));
+  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
 #endif
 
