@@ -66,22 +66,25 @@ std::string error_text(const Measurement& one) {
   return one.error ? fmt::format("{:.1e}{}", one.error->error, one.error->whole ? "" : "*") : "-";
 }
 
-// Name, time and memory of each Impl, then the speed-up of the last over the first.
+// Time, memory, share of peak and error of each Impl; the speed-up is that of the last over the first.
 std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const BenchFlags& flags, const Peak& peak) {
   const auto& impls = flags.options.impls;
+  const bool compared = impls.size() > 1;
   std::vector<std::string> header{"seq"};
-  for (const std::string& impl : impls) {
-    header.push_back(impl);
-  }
-  if (impls.size() > 1) {
-    header.emplace_back("speed-up");
-  }
-  for (const char* column : {"memory", "of peak", "error"}) {
-    for (const std::string& impl : impls) {
-      header.push_back(fmt::format("{} {}", impl, column));
+  std::vector<std::pair<std::size_t, std::size_t>> groups;
+  for (std::size_t group = 0; group < 4; ++group) {
+    const std::size_t first = header.size();
+    header.insert(header.end(), impls.begin(), impls.end());
+    if (group == 0 && compared) {
+      header.emplace_back("speed-up");
     }
+    groups.emplace_back(first, header.size() - 1);
   }
   Table table(header);
+  for (const auto& [title, group] : {std::pair{"time", 0}, {"extra memory", 1}, {"share of peak", 2}, {"error", 3}}) {
+    const auto& [first, last] = groups[static_cast<std::size_t>(group)];
+    table.group(title, first, last);
+  }
   for (const MeasuredPoint& point : points) {
     if (point.pass != pass) {
       continue;
@@ -93,7 +96,7 @@ std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const 
       }
     };
     cells([](const Measurement& one) { return time_text(one.median()); });
-    if (impls.size() > 1) {
+    if (compared) {
       const Measurement* first = point.of(impls.front());
       const Measurement* last = point.of(impls.back());
       row.push_back(first != nullptr && last != nullptr ? bold(fmt::format("{:.2f}x", first->median() / last->median()))
@@ -117,8 +120,8 @@ void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& fla
       }
     }
   };
-  fmt::print("time: median of {} runs or more, Impls in turn; memory: workspace beside inputs and outputs;\n"
-             "of peak: FLOPs of the pairs that attend, per second, over the measured FMA peak of as many threads\n",
+  fmt::print("time: median of {} runs or more, Impls in turn; extra memory: workspace beside inputs and outputs;\n"
+             "share of peak: FLOPs of the pairs that attend, per second, over the FMA peak of as many threads\n",
              kFewestRuns);
   bool sampled = false;
   each([&](const MeasuredPoint&, const Measurement& one) { sampled = sampled || (one.error && !one.error->whole); });
@@ -225,12 +228,12 @@ int bench(const BenchFlags& flags) {
   if (!flags.plot.empty()) {
     require_gnuplot();
   }
+  const Peak peak(flags.options.plan);
   const std::vector<MeasuredPoint> points = measure_all(all, flags);
   const PlanFacts* facts = any_facts(points);
   const std::string title = headline(all.front(), facts);
-  const Peak peak(flags.options.plan);
   fmt::print("{}\n", bold(title));
-  fmt::print("FMA peak {:.1f} GFLOP/s a thread ({}), measured after the runs\n", peak.flops_per_second / 1e9, peak.isa);
+  fmt::print("FMA peak {:.1f} GFLOP/s a thread ({}), measured in this run\n", peak.flops_per_second / 1e9, peak.isa);
   for (const Pass pass : flags.passes) {
     fmt::print("\n{}\n{}", bold(std::string(pass_name(pass))), table_of(points, pass, flags, peak));
   }
@@ -241,7 +244,7 @@ int bench(const BenchFlags& flags) {
     fmt::print("figures written to {}\n", flags.json);
   }
   if (!flags.plot.empty()) {
-    write_file_atomically(flags.plot, draw(bench_plot_script(points, format, title)));
+    write_file_atomically(flags.plot, draw(bench_plot_script(points, format, title, peak.flops_per_second)));
     fmt::print("plot written to {}\n", flags.plot);
   }
   return facts == nullptr ? 1 : 0;

@@ -17,7 +17,10 @@ namespace {
 
 constexpr double kFloat32Allowed = 2e-6;
 constexpr double kFloat64Allowed = 1e-11;
+// A baseline that is wrong must not excuse the others.
 constexpr double kMostRoundings = 8;
+// Of fewer numbers than this the baseline may have hit the oracle by luck.
+constexpr std::size_t kFewNumbers = 256;
 constexpr int kOtherDraws = 3;
 
 using Norms = std::map<std::string, double>;
@@ -135,17 +138,20 @@ std::vector<Output> outputs_of(const ProblemTensors& tensors, bool backward) {
   return result;
 }
 
-double allowed_error(const Problem& problem, DType stored, std::optional<double> standard_error) {
+double allowed_error(const Problem& problem, const Output& output, std::optional<double> standard_error) {
   if (problem.dtype == DType::float64) {
     return kFloat64Allowed;
   }
   if (problem.dtype == DType::float32) {
     return kFloat32Allowed;
   }
-  // A baseline that is wrong must not excuse the others.
-  const double most = kMostRoundings * unit_roundoff(problem.dtype);
-  const double standard = std::min(standard_error.value_or(unit_roundoff(problem.dtype)), most);
-  return std::max(2 * standard + unit_roundoff(stored), kFloat32Allowed);
+  const double rounding = unit_roundoff(problem.dtype);
+  double standard = standard_error.value_or(rounding);
+  if (output.values.size() < kFewNumbers) {
+    standard = std::max(standard, rounding);
+  }
+  standard = std::min(standard, kMostRoundings * rounding);
+  return std::max(2 * standard + unit_roundoff(output.dtype), kFloat32Allowed);
 }
 
 std::string describe_mismatch(const Output& output, std::span<const double> reference, std::size_t element) {
@@ -247,7 +253,7 @@ CheckResult check_problem(const Problem& problem, const CheckOptions& options) {
       standard_error = compare(standard[i].values, expected[i].values, found[i].dtype).relative();
     }
     OutputCheck check{found[i].name, difference.relative(), 0, false, ""};
-    check.allowed = allowed_error(problem, found[i].dtype, standard_error);
+    check.allowed = allowed_error(problem, found[i], standard_error);
     if (difference.mismatch) {
       check.mismatch = describe_mismatch(found[i], expected[i].values, *difference.mismatch);
     } else if (!found[i].gaps_intact) {

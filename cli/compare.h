@@ -40,11 +40,14 @@ struct CheckResult {
 // and of the oracle, on the same rounded inputs, and compares each output. Also checked: that nothing outside the
 // outputs' elements is written.
 //
-// Allowed: twice the error of `standard` (three roundings of the output dtype in all where it refuses) plus one rounding
-// of the output dtype; for float32, 2e-6. An error beyond that is measured once more relative to the typical size of the
-// output, if that is larger than ||ref||: few random numbers, or the difference that is the gradient of a softmax over
-// one key, may cancel to nearly nothing, and no algorithm has a small error relative to nothing. The typical size is the
-// largest norm over three other draws of the same problem, with the subtracted term of the softmax's gradient left out.
+// Allowed: for float32 problems 2e-6; for the others twice the error of `standard` plus one rounding of the output's dtype.
+// The error of `standard` counts as one rounding of the problem's dtype where it refuses, and as no less for an output of
+// a few numbers, which it may hit by luck.
+//
+// An error beyond that is measured once more relative to the typical size of the output, if that is larger than ||ref||:
+// a few random numbers, or the difference that is the gradient of a softmax over one key, may cancel to nearly nothing,
+// and no algorithm has a small error relative to nothing. The typical size is the largest norm over three other draws of
+// the same problem, with the subtracted term of the softmax's gradient left out.
 //
 // Throws Error as Plan::make does.
 CheckResult check_problem(const Problem& problem, const CheckOptions& options);

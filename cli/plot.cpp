@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -124,13 +125,36 @@ std::vector<Series> series_of(const std::vector<MeasuredPoint>& points) {
   return all;
 }
 
-std::string data_block(const std::string& name, const Series& series) {
+// Columns: length, milliseconds, percent of peak, MiB.
+std::string data_block(const std::string& name, const Series& series, double peak) {
   std::string text = fmt::format("${} << EOD\n", name);
   for (const auto& [length, one] : series.points) {
-    text += fmt::format("{} {:.9g} {:.9g}\n", length, one->median() * 1e3,
+    text += fmt::format("{} {:.9g} {:.9g} {:.9g}\n", length, one->median() * 1e3,
+                        100 * one->facts.flops_of_pairs / one->median() / (peak * one->facts.threads),
                         static_cast<double>(one->facts.workspace_bytes) / (1 << 20));
   }
   return text + "EOD\n";
+}
+
+struct Panel {
+  const char* title;
+  int column;
+  const char* set_up;
+};
+constexpr std::array<Panel, 3> kPanels{
+    {{"Time, ms", 2, "set logscale y\nset autoscale y\nset key top left Left reverse noenhanced samplen 3 spacing 1.25\n"},
+     {"Share of FMA peak, %", 3, "unset logscale y\nset yrange [0:100]\nunset key\n"},
+     {"Extra memory, MiB", 4, "set logscale y\nset autoscale y\nunset key\n"}}};
+
+std::string plot_command(const std::vector<Series>& all, int column) {
+  std::string command;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const bool forward = all[i].pass == Pass::forward;
+    command += fmt::format("{}$d{} using 1:{} with linespoints lw 2.5 ps 1.2 pt {} dt {} lc rgb '{}' title {}",
+                           i == 0 ? "plot " : ", ", i, column, forward ? 7 : 6, forward ? "1" : "(8,6)",
+                           colour_of(all[i].impl), quoted_text(fmt::format("{}, {}", all[i].impl, pass_name(all[i].pass))));
+  }
+  return command + "\n";
 }
 
 }  // namespace
@@ -147,36 +171,34 @@ PlotFormat plot_format(const std::string& path) {
 
 void require_gnuplot() { run_gnuplot({"--version"}, ""); }
 
-std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title) {
+std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
+                              double peak) {
   const std::vector<Series> all = series_of(points);
-  std::string script = format == PlotFormat::png ? "set terminal pngcairo size 1400,620 font 'Sans,13'\n"
-                                                 : "set terminal svg size 1400,620 font 'Sans,15' background '#ffffff'\n";
-  std::array<std::string, 2> plots;
+  std::string script = format == PlotFormat::png ? "set terminal pngcairo size 1600,560 font 'Sans,12'\n"
+                                                 : "set terminal svg size 1600,560 font 'Sans,15' background '#ffffff'\n";
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const Series& series = all[i];
-    script += data_block(fmt::format("d{}", i), series);
-    const bool forward = series.pass == Pass::forward;
-    for (std::size_t column = 0; column < plots.size(); ++column) {
-      plots[column] += fmt::format(
-          "{}$d{} using 1:{} with linespoints lw 2.5 ps 1.3 pt {} dt {} lc rgb '{}' title {}", i == 0 ? "" : ", ", i,
-          column + 2, forward ? 7 : 5, forward ? 1 : 2, colour_of(series.impl),
-          quoted_text(fmt::format("{}, {}", series.impl, pass_name(series.pass))));
-    }
+    script += data_block(fmt::format("d{}", i), all[i], peak);
   }
   std::string ticks;
+  std::int64_t shortest = points.front().problem.seq_k;
+  std::int64_t longest = shortest;
   for (const MeasuredPoint& point : points) {
-    ticks += fmt::format("{}'{}' {}", ticks.empty() ? "" : ", ", point.problem.seq_k, point.problem.seq_k);
+    const std::int64_t length = point.problem.seq_k;
+    ticks += fmt::format("{}'{}' {}", ticks.empty() ? "" : ", ", length, std::max<std::int64_t>(length, 1));
+    shortest = std::min(shortest, length);
+    longest = std::max(longest, length);
   }
   script += fmt::format(
-      "set multiplot layout 1,2 title {} noenhanced font ',15' margins 0.065,0.985,0.12,0.84 spacing 0.09\n"
-      "set logscale xy\nset xtics ({}) nomirror\nset ytics nomirror\nset border 3 lc rgb '#555555'\n"
-      "set grid ytics lc rgb '#dddddd' lw 1\nset key top left Left reverse noenhanced samplen 3 spacing 1.2\n"
-      "set xlabel 'sequence length'\nset offsets graph 0.04, graph 0.04, 0, 0\n"
-      "set format y '%g'\n",
-      quoted_text(title), ticks);
-  script += fmt::format("set title 'Time (ms, median)'\nplot {}\n", plots[0]);
-  script += fmt::format("set title 'Extra memory (MiB)'\nplot {}\nunset multiplot\n", plots[1]);
-  return script;
+      "set multiplot layout 1,3 title {} noenhanced font ',15' margins 0.045,0.99,0.13,0.83 spacing 0.055\n"
+      "set logscale x\nset xrange [{}:{}]\nset xtics ({}) nomirror\nset ytics nomirror\n"
+      "set border 3 lc rgb '#666666'\nset grid ytics lc rgb '#c8c8c8' lw 1 dt 1\n"
+      "set xlabel 'sequence length'\nset format y '%g'\n",
+      quoted_text(title), 0.8 * static_cast<double>(std::max<std::int64_t>(shortest, 1)),
+      1.25 * static_cast<double>(std::max<std::int64_t>(longest, 1)), ticks);
+  for (const Panel& panel : kPanels) {
+    script += fmt::format("{}set title {}\n{}", panel.set_up, quoted_text(panel.title), plot_command(all, panel.column));
+  }
+  return script + "unset multiplot\n";
 }
 
 std::string draw(const std::string& script) {

@@ -16,8 +16,9 @@ PlotFormat plot_format(const std::string& path);
 // Throws Error(unsupported) when the program gnuplot is not installed.
 void require_gnuplot();
 
-// Time and extra memory over the sequence length, for each Impl and pass.
-std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title);
+// Time, share of peak and extra memory over the sequence length, for each Impl and pass. `peak` is in FLOP/s of one thread.
+std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
+                              double peak);
 
 // What gnuplot draws for `script`: the bytes of the picture. Throws Error(unsupported) when there is no gnuplot, Error(io)
 // when it fails.

@@ -40,6 +40,10 @@ std::string repeated(std::string_view text, std::size_t times) {
   return result;
 }
 
+constexpr std::string_view kGap = "  ";
+
+const char* rule() { return unicode() ? "─" : "-"; }
+
 }  // namespace
 
 bool colours() {
@@ -60,8 +64,27 @@ std::string green(const std::string& text) { return in_colour("32", text); }
 std::string red(const std::string& text) { return in_colour("1;31", text); }
 std::string dim(const std::string& text) { return in_colour("2", text); }
 
+// Titles stand in the middle of their columns, between rules.
+std::string Table::group_line(const std::vector<std::size_t>& widths) const {
+  std::string line;
+  std::size_t column = 0;
+  for (const Group& group : groups_) {
+    for (; column < group.first; ++column) {
+      line.append(widths[column] + kGap.size(), ' ');
+    }
+    std::size_t columns = 0;
+    for (; column <= group.last; ++column) {
+      columns += widths[column] + kGap.size();
+    }
+    columns -= kGap.size();
+    const std::string title = " " + group.title + " ";
+    const std::size_t rules = columns - std::min(columns, width(title));
+    line.append(kGap).append(repeated(rule(), rules / 2)).append(title).append(repeated(rule(), rules - rules / 2));
+  }
+  return line;
+}
+
 std::string Table::text() const {
-  constexpr std::string_view kGap = "  ";
   std::vector<std::size_t> widths;
   for (const auto& row : rows_) {
     widths.resize(std::max(widths.size(), row.size()));
@@ -69,7 +92,7 @@ std::string Table::text() const {
       widths[column] = std::max(widths[column], width(row[column]));
     }
   }
-  std::string text;
+  std::string text = groups_.empty() ? "" : dim(group_line(widths)) + "\n";
   for (std::size_t r = 0; r < rows_.size(); ++r) {
     std::string line;
     for (std::size_t column = 0; column < rows_[r].size(); ++column) {
@@ -82,7 +105,7 @@ std::string Table::text() const {
     text += (r == 0 ? bold(line) : line) + "\n";
     if (r == 0) {
       for (const std::size_t columns : widths) {
-        text.append(kGap).append(repeated(unicode() ? "─" : "-", columns));
+        text.append(kGap).append(repeated(rule(), columns));
       }
       text += "\n";
     }

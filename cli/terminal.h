@@ -22,13 +22,23 @@ std::string dim(const std::string& text);
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
+  // A title over the columns first .. last.
+  void group(std::string title, std::size_t first, std::size_t last) { groups_.push_back({std::move(title), first, last}); }
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   // Aligns this column left as well.
   void align_left(std::size_t column) { left_.push_back(column); }
   std::string text() const;
 
  private:
+  struct Group {
+    std::string title;
+    std::size_t first;
+    std::size_t last;
+  };
+  std::string group_line(const std::vector<std::size_t>& widths) const;
+
   std::vector<std::vector<std::string>> rows_;
+  std::vector<Group> groups_;
   std::vector<std::size_t> left_{0};
 };
 
