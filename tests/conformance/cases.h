@@ -1,6 +1,7 @@
 // The conformance table: every feature, alone and in combinations, on shapes that are known to break kernels.
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,8 @@ struct Case {
   Problem problem;
   cli::TensorOptions tensors;
 };
+
+inline void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(); }
 
 // Names are unique, so that a row of the table is a test.
 std::vector<Case> conformance_cases();

@@ -1,6 +1,7 @@
 // Results do not depend on the number of threads, on the run, or on who else is running.
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,6 +22,8 @@ struct Case {
   Problem problem;
   TensorOptions options;
 };
+
+void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(); }
 
 Case make_case(std::string name, void (*change)(Problem&)) {
   Case result{std::move(name), {}, {}};

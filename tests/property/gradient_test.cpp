@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ Problem small_problem() {
   problem.dim_v = 2;
   return problem;
 }
+
+void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(); }
 
 Case make_case(std::string name, void (*change)(Problem&, TensorOptions&)) {
   Case result{std::move(name), small_problem(), {}};

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct Setting {
   Mask mask;
   DType dtype = DType::float32;
 };
+
+void PrintTo(const Setting& setting, std::ostream* out) { *out << setting.mask.describe(); }
 
 Segments documents() {
   Segments ids;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct Case {
   Problem problem;
   std::vector<std::int64_t> cuts;  // 0, ..., kSeqK
 };
+
+void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(); }
 
 Case make_case(std::string name, std::vector<std::int64_t> cuts, void (*change)(Problem&)) {
   Case result{std::move(name), {}, std::move(cuts)};

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,8 @@ struct Refusal {
   std::string accepted;
 };
 
+void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.problem.describe(); }
+
 Refusal refusal(std::string name, Problem problem, const std::function<void(Problem&)>& change, std::string argument,
                 std::string value, std::string accepted) {
   change(problem);
@@ -59,7 +62,7 @@ std::vector<Refusal> extents() {
       refusal("dim_qk_high", good, [](Problem& p) { p.dim_qk = 513; }, "dim_qk", "513", "1 to 512"),
       refusal("dim_v_low", good, [](Problem& p) { p.dim_v = -1; }, "dim_v", "-1", "1 to 512"),
       refusal("dim_v_high", good, [](Problem& p) { p.dim_v = 1024; }, "dim_v", "1024", "1 to 512"),
-      refusal("overflow_q", good, [](Problem& p) { p.seq_q = std::int64_t{1} << 60; }, "seq_q", "1152921504606846976",
+      refusal("overflow_q", good, [](Problem& p) { p.seq_q = std::int64_t{1} << 60; }, "seq_q", "2305843009213693952",
               "below 2^63"),
       refusal("overflow_k", good, [](Problem& p) { p.batch = std::int64_t{1} << 61; }, "batch", "2305843009213693952",
               "below 2^63"),
