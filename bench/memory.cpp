@@ -79,7 +79,7 @@ bool measure(const Case& settings) {
   workload.run_without_workspace();
   const std::int64_t allocated = g_peak_bytes.load() - live_before;
 
-  workload.run();  // makes its own workspace, and the thread pools exist now
+  workload.make_workspace();  // the thread pools exist since the run above
   const std::int64_t malloc_before = malloc_bytes();
   const std::int64_t before = g_live_bytes.load();
   g_peak_bytes.store(before);

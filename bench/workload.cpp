@@ -89,12 +89,16 @@ BackwardTensors Workload::backward_tensors() {
   return tensors;
 }
 
-void Workload::run() {
-  const auto bytes = static_cast<std::size_t>(plan_.workspace_bytes());
+void Workload::make_workspace() {
   if (!workspace_) {
+    const auto bytes = static_cast<std::size_t>(plan_.workspace_bytes());
     workspace_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
   }
-  run_in({workspace_.get(), bytes});
+}
+
+void Workload::run() {
+  make_workspace();
+  run_in({workspace_.get(), static_cast<std::size_t>(plan_.workspace_bytes())});
 }
 
 void Workload::run_without_workspace() { run_in({}); }

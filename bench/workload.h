@@ -32,7 +32,9 @@ class Workload {
   explicit Workload(const Case& settings);
 
   const Plan& plan() const { return plan_; }
-  // Allocates nothing.
+  // Done by the first run() otherwise.
+  void make_workspace();
+  // Allocates nothing once the workspace is made.
   void run();
   // Without a workspace of the caller's: the plan allocates for the call.
   void run_without_workspace();
