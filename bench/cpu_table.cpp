@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -48,20 +47,6 @@ struct Result {
   double flops_per_second = 0;  // of the subject, median
   double peak = 0;              // median
 };
-
-double now(clockid_t clock) {
-  timespec time{};
-  clock_gettime(clock, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-// Elapsed time or, with one thread, the CPU time of the whole process: the same on an idle machine, and not disturbed by
-// the scheduler on a busy one.
-double seconds_of(Workload& workload, clockid_t clock) {
-  const double start = now(clock);
-  workload.run();
-  return now(clock) - start;
-}
 
 double quantile(std::vector<double> values, double share) {
   std::sort(values.begin(), values.end());
@@ -124,16 +109,16 @@ Result measure(const Row& row, const Options& options) {
   std::vector<double> ratios;
   std::vector<double> rates;
   std::vector<double> peaks;
-  const clockid_t clock = row.subject.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+  const auto clock = tessera::bench::clock_for(row.subject.threads);
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     const double before = tessera::measure_peak_flops(options.isa);
-    const double rate = subject.plan().facts().flops_of_pairs / seconds_of(subject, clock);
+    const double rate = subject.plan().facts().flops_of_pairs / subject.seconds_of_run(clock);
     const double peak = (before + tessera::measure_peak_flops(options.isa)) / 2;
     rates.push_back(rate);
     peaks.push_back(peak);
     if (base) {
       const double visited = subject.plan().facts().flops / subject.plan().facts().flops_of_pairs;
-      ratios.push_back(rate * visited * seconds_of(*base, clock) / base->plan().facts().flops);
+      ratios.push_back(rate * visited * base->seconds_of_run(clock) / base->plan().facts().flops);
     } else {
       ratios.push_back(rate / peak);
     }

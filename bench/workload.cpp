@@ -1,5 +1,6 @@
 #include "workload.h"
 
+#include <ctime>
 #include <random>
 
 #include "core/half.h"
@@ -28,6 +29,12 @@ Plan plan_of(const Case& settings, Pass pass) {
 }
 
 }  // namespace
+
+double now_seconds(Clock clock) {
+  timespec time{};
+  clock_gettime(clock == Clock::cpu ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 std::string name_of(const Case& settings) {
   std::string name(pass_name(settings.pass));
@@ -99,6 +106,12 @@ void Workload::make_workspace() {
 void Workload::run() {
   make_workspace();
   run_in({workspace_.get(), static_cast<std::size_t>(plan_.workspace_bytes())});
+}
+
+double Workload::seconds_of_run(Clock clock) {
+  const double start = now_seconds(clock);
+  run();
+  return now_seconds(clock) - start;
 }
 
 void Workload::run_without_workspace() { run_in({}); }

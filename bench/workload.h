@@ -24,6 +24,12 @@ struct Case {
   std::string isa{};
 };
 
+// CPU time is that of the whole process: with one thread the same as elapsed time on an idle machine, and not disturbed by
+// the scheduler on a busy one.
+enum class Clock { elapsed, cpu };
+double now_seconds(Clock clock);
+inline Clock clock_for(int threads) { return threads == 1 ? Clock::cpu : Clock::elapsed; }
+
 // For example "forward/float32/d64/n2048/dense/threads1".
 std::string name_of(const Case& settings);
 
@@ -36,6 +42,7 @@ class Workload {
   void make_workspace();
   // Allocates nothing once the workspace is made.
   void run();
+  double seconds_of_run(Clock clock);
   // Without a workspace of the caller's: the plan allocates for the call.
   void run_without_workspace();
   // Bytes of O and LSE, or of dQ, dK and dV.
