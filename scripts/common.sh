@@ -3,6 +3,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
 venv=".venv"
 export PATH="$root/$venv/bin:$PATH"
+# Compilations are found again in another clone of the repository.
+export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1
 jobs="${JOBS:-$(nproc)}"
 stage_names=()
 stage_results=()
