@@ -103,9 +103,7 @@ std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const 
                                                         : "-");
     }
     cells([](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); });
-    cells([&](const Measurement& one) {
-      return fmt::format("{:.0f} %", 100 * peak.share(one));
-    });
+    cells([&](const Measurement& one) { return fmt::format("{:.0f} %", 100 * peak.share(one)); });
     cells(error_text);
     table.add(std::move(row));
   }
@@ -120,19 +118,22 @@ void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& fla
       }
     }
   };
-  fmt::print("time: median of {} runs or more, Impls in turn; extra memory: workspace beside inputs and outputs;\n"
-             "share of peak: FLOPs of the pairs that attend, per second, over the FMA peak of as many threads\n",
-             kFewestRuns);
+  fmt::print(
+      "time: median of {} runs or more, Impls in turn; extra memory: workspace beside inputs and outputs;\n"
+      "share of peak: FLOPs of the pairs that attend, per second, over the FMA peak of as many threads\n",
+      kFewestRuns);
   bool sampled = false;
   each([&](const MeasuredPoint&, const Measurement& one) { sampled = sampled || (one.error && !one.error->whole); });
   if (flags.options.errors) {
-    fmt::print("error: the largest ||x - ref|| / ||ref|| of the outputs, against the oracle in double precision, in one "
-               "sequence\nand the heads of one key head{}\n",
-               sampled ? "; *: of 64 rows spread over it, O and LSE or dQ alone" : "");
+    fmt::print(
+        "error: the largest ||x - ref|| / ||ref|| of the outputs, against the oracle in double precision, in one "
+        "sequence\nand the heads of one key head{}\n",
+        sampled ? "; *: of 64 rows spread over it, O and LSE or dQ alone" : "");
   }
   each([](const MeasuredPoint& point, const Measurement& one) {
     if (!one.measured()) {
-      fmt::print("{} skipped at {}, {}: {}\n", one.impl, lengths_text(point.problem), pass_name(point.pass), one.skipped);
+      fmt::print("{} skipped at {}, {}: {}\n", one.impl, lengths_text(point.problem), pass_name(point.pass),
+                 one.skipped);
     }
   });
 }
@@ -171,10 +172,9 @@ nlohmann::ordered_json json_of(const MeasuredPoint& point, const Peak& peak) {
 }
 
 void write_json(const std::string& path, const std::vector<MeasuredPoint>& points, const Peak& peak) {
-  nlohmann::ordered_json document{
-      {"tessera", kVersion},
-      {"peak", {{"isa", peak.isa}, {"flops_per_second_per_thread", peak.flops_per_second}}},
-      {"points", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json document{{"tessera", kVersion},
+                                  {"peak", {{"isa", peak.isa}, {"flops_per_second_per_thread", peak.flops_per_second}}},
+                                  {"points", nlohmann::ordered_json::array()}};
   for (const MeasuredPoint& point : points) {
     document["points"].push_back(json_of(point, peak));
   }
@@ -184,14 +184,14 @@ void write_json(const std::string& path, const std::vector<MeasuredPoint>& point
 // What all points share, without the lengths.
 std::string headline(const Problem& problem, const PlanFacts* facts) {
   const std::string mask = problem.mask.describe();
-  return fmt::format("{}, {} {}, {} heads{}, dim {}{}{}", dtype_name(problem.dtype), problem.ragged() ? "ragged" : "batch",
-                     problem.batch, problem.heads_q,
-                     problem.heads_kv == problem.heads_q ? "" : fmt::format(" over {} key heads", problem.heads_kv),
-                     problem.dim_qk == problem.dim_v ? std::to_string(problem.dim_qk)
-                                                     : fmt::format("{} and {}", problem.dim_qk, problem.dim_v),
-                     mask == "none" ? "" : ", " + mask,
-                     facts == nullptr ? ""
-                                      : fmt::format(", {} thread{}", facts->threads, facts->threads == 1 ? "" : "s"));
+  return fmt::format(
+      "{}, {} {}, {} heads{}, dim {}{}{}", dtype_name(problem.dtype), problem.ragged() ? "ragged" : "batch",
+      problem.batch, problem.heads_q,
+      problem.heads_kv == problem.heads_q ? "" : fmt::format(" over {} key heads", problem.heads_kv),
+      problem.dim_qk == problem.dim_v ? std::to_string(problem.dim_qk)
+                                      : fmt::format("{} and {}", problem.dim_qk, problem.dim_v),
+      mask == "none" ? "" : ", " + mask,
+      facts == nullptr ? "" : fmt::format(", {} thread{}", facts->threads, facts->threads == 1 ? "" : "s"));
 }
 
 const PlanFacts* any_facts(const std::vector<MeasuredPoint>& points) {
@@ -210,7 +210,8 @@ std::vector<MeasuredPoint> measure_all(const std::vector<Problem>& all, const Be
   Progress progress(static_cast<std::int64_t>(all.size() * flags.passes.size()));
   for (const Pass pass : flags.passes) {
     for (const Problem& problem : all) {
-      progress.step(fmt::format("{}, {}", pass_name(pass), lengths_text(problem)), static_cast<std::int64_t>(points.size()));
+      progress.step(fmt::format("{}, {}", pass_name(pass), lengths_text(problem)),
+                    static_cast<std::int64_t>(points.size()));
       points.push_back(measure(problem, pass, flags.options));
     }
   }
@@ -268,16 +269,17 @@ Command add_bench(::CLI::App& root) {
   flags->problem.add_options(*app);
   add_plan_flags(*app, flags->options.plan);
   app->remove_option(app->get_option("--impl"));
-  add_integers(*app, "--seqs", "lengths to sweep [512,1024,2048,4096]; --seq-q or --seq-k fixes one side", flags->seqs, 1)
+  add_integers(*app, "--seqs", "lengths to sweep [512,1024,2048,4096]; --seq-q or --seq-k fixes one side", flags->seqs,
+               1)
       ->each([flags](const std::string&) { flags->seqs_given = true; });
   add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash]",
             fmt::format("names out of {}, separated by commas", fmt::join(impl_names(), ", ")),
             [flags](const std::string& text) {
               flags->options.impls = split(text, ',');
               const auto known = impl_names();
-              return std::all_of(flags->options.impls.begin(), flags->options.impls.end(), [&](const std::string& name) {
-                return std::find(known.begin(), known.end(), name) != known.end();
-              });
+              return std::all_of(
+                  flags->options.impls.begin(), flags->options.impls.end(),
+                  [&](const std::string& name) { return std::find(known.begin(), known.end(), name) != known.end(); });
             });
   add_word(*app, "--pass", "passes to time [both]", {"forward", "backward", "both"}, [flags](const std::string& word) {
     flags->passes = word == "forward"    ? std::vector{Pass::forward}

@@ -175,6 +175,52 @@ std::vector<Output> standard_outputs(const Problem& problem, const CheckOptions&
   }
 }
 
+// What the outputs of a problem are judged by: those of the oracle and of `standard` on the same inputs.
+class Judge {
+ public:
+  Judge(const Problem& problem, const CheckOptions& options, const ProblemTensors& inputs)
+      : problem_(problem), options_(options), standard_(standard_outputs(problem, options)) {
+    const ProblemTensors oracle = inputs.widened();
+    run_oracle(oracle, options.backward);
+    expected_ = outputs_of(oracle, options.backward);
+  }
+
+  bool has_standard() const { return !standard_.empty(); }
+
+  std::vector<OutputCheck> check(const std::vector<Output>& found) {
+    std::vector<OutputCheck> checks;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const std::vector<double>& expected = expected_[i].values;
+      const Difference difference = compare(found[i].values, expected, found[i].dtype);
+      std::optional<double> standard_error;
+      if (has_standard()) {
+        standard_error = compare(standard_[i].values, expected, found[i].dtype).relative();
+      }
+      OutputCheck check{found[i].name, difference.relative(), 0, false, ""};
+      check.allowed = allowed_error(problem_, found[i], standard_error);
+      if (difference.mismatch) {
+        check.mismatch = describe_mismatch(found[i], expected, *difference.mismatch);
+      } else if (!found[i].gaps_intact) {
+        check.mismatch = "memory outside the tensor's elements was written";
+      } else if (!check.ok()) {
+        typical_ = typical_ ? typical_ : typical_sizes(problem_, options_);
+        const double size = typical_->at(check.output);
+        check.by_typical_size = size > difference.reference_norm;
+        check.error = check.by_typical_size ? difference.error_norm / size : check.error;
+      }
+      checks.push_back(std::move(check));
+    }
+    return checks;
+  }
+
+ private:
+  const Problem& problem_;
+  const CheckOptions& options_;
+  std::vector<Output> standard_;
+  std::vector<Output> expected_;
+  std::optional<Norms> typical_;
+};
+
 }  // namespace
 
 double Difference::relative() const {
@@ -231,42 +277,28 @@ std::span<std::byte> PlanWorkspace::bytes() const {
 }
 
 CheckResult check_problem(const Problem& problem, const CheckOptions& options) {
-  CheckResult result;
-  const ProblemTensors tensors(problem, options.tensors);
-  result.forward = run(tensors, Pass::forward, options.plan);
-  if (options.backward) {
-    result.backward = run(tensors, Pass::backward, options.plan);
-  }
-  const ProblemTensors oracle = tensors.widened();
-  run_oracle(oracle, options.backward);
+  return check_problem(problem, options, std::span(&options.plan, 1)).front();
+}
 
-  const std::vector<Output> found = outputs_of(tensors, options.backward);
-  const std::vector<Output> expected = outputs_of(oracle, options.backward);
-  const std::vector<Output> standard = standard_outputs(problem, options);
-  result.has_standard = !standard.empty();
-
-  std::optional<Norms> typical;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const Difference difference = compare(found[i].values, expected[i].values, found[i].dtype);
-    std::optional<double> standard_error;
-    if (result.has_standard) {
-      standard_error = compare(standard[i].values, expected[i].values, found[i].dtype).relative();
+std::vector<CheckResult> check_problem(const Problem& problem, const CheckOptions& options,
+                                       std::span<const PlanOptions> plans) {
+  std::vector<CheckResult> results;
+  std::optional<Judge> judge;
+  for (const PlanOptions& plan : plans) {
+    CheckResult result;
+    const ProblemTensors tensors(problem, options.tensors);
+    result.forward = run(tensors, Pass::forward, plan);
+    if (options.backward) {
+      result.backward = run(tensors, Pass::backward, plan);
     }
-    OutputCheck check{found[i].name, difference.relative(), 0, false, ""};
-    check.allowed = allowed_error(problem, found[i], standard_error);
-    if (difference.mismatch) {
-      check.mismatch = describe_mismatch(found[i], expected[i].values, *difference.mismatch);
-    } else if (!found[i].gaps_intact) {
-      check.mismatch = "memory outside the tensor's elements was written";
-    } else if (!check.ok()) {
-      typical = typical ? typical : typical_sizes(problem, options);
-      const double size = typical->at(check.output);
-      check.by_typical_size = size > difference.reference_norm;
-      check.error = check.by_typical_size ? difference.error_norm / size : check.error;
+    if (!judge) {
+      judge.emplace(problem, options, tensors);
     }
-    result.outputs.push_back(std::move(check));
+    result.has_standard = judge->has_standard();
+    result.outputs = judge->check(outputs_of(tensors, options.backward));
+    results.push_back(std::move(result));
   }
-  return result;
+  return results;
 }
 
 }  // namespace tessera::cli

@@ -18,11 +18,11 @@ struct CheckOptions {
 
 // One output against the oracle's.
 struct OutputCheck {
-  std::string output;      // "O", "LSE", "dQ", "dK", "dV", "dbias" or "dsinks"
-  double error = 0;        // ||x - ref|| / ||ref|| over the positions where both are finite
+  std::string output;  // "O", "LSE", "dQ", "dK", "dV", "dbias" or "dsinks"
+  double error = 0;    // ||x - ref|| / ||ref|| over the positions where both are finite
   double allowed = 0;
   bool by_typical_size = false;  // relative to the output's typical size instead of ||ref||: see check_problem
-  std::string mismatch;    // not empty: what is wrong before any norm, at which element
+  std::string mismatch;          // not empty: what is wrong before any norm, at which element
 
   bool ok() const { return mismatch.empty() && error <= allowed; }
 };
@@ -51,6 +51,10 @@ struct CheckResult {
 //
 // Throws Error as Plan::make does.
 CheckResult check_problem(const Problem& problem, const CheckOptions& options);
+
+// The same for each of `plans`, in place of options.plan, by one run of the oracle and of `standard`.
+std::vector<CheckResult> check_problem(const Problem& problem, const CheckOptions& options,
+                                       std::span<const PlanOptions> plans);
 
 // The error norm of `values` against `reference`.
 struct Difference {

@@ -81,7 +81,8 @@ int explain(const ExplainFlags& flags) {
 }  // namespace
 
 Command add_explain(::CLI::App& root) {
-  ::CLI::App* app = root.add_subcommand("explain", "The plan for a problem: Impl, tiles, FLOPs, memory, predicted time");
+  ::CLI::App* app =
+      root.add_subcommand("explain", "The plan for a problem: Impl, tiles, FLOPs, memory, predicted time");
   auto flags = std::make_shared<ExplainFlags>();
   flags->problem.add_shape(*app);
   flags->problem.add_options(*app);

@@ -17,8 +17,8 @@ namespace tessera::cli {
 namespace {
 
 [[noreturn]] void fail(std::string_view action, const std::filesystem::path& path, int error) {
-  throw Error(ErrorCode::io, "cannot " + std::string(action) + " " + path.string() + ": " +
-                                 std::generic_category().message(error));
+  throw Error(ErrorCode::io,
+              "cannot " + std::string(action) + " " + path.string() + ": " + std::generic_category().message(error));
 }
 
 class FileDescriptor {
@@ -102,7 +102,7 @@ class TemporaryFile {
 
 std::vector<std::byte> read_file(const std::filesystem::path& path) {
   const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  struct stat status {};
+  struct stat status{};
   if (file.get() < 0 || ::fstat(file.get(), &status) != 0) {
     fail("open", path, errno);
   }

@@ -56,8 +56,8 @@ std::string hint(const std::string& given, const std::vector<std::string>& names
   const auto far = [&](const std::string& name) {
     return std::pair(distance(given, name), std::max(name.size(), given.size()) - std::min(name.size(), given.size()));
   };
-  const auto nearest = std::min_element(names.begin(), names.end(),
-                                        [&](const auto& a, const auto& b) { return far(a) < far(b); });
+  const auto nearest =
+      std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return far(a) < far(b); });
   if (nearest != names.end() && distance(given, *nearest) <= 1 + given.size() / 4) {
     return fmt::format("; did you mean {}?", *nearest);
   }
@@ -95,8 +95,8 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 ::CLI::Option* add_integer(::CLI::App& app, const std::string& names, const std::string& description,
                            std::int64_t lowest, std::int64_t highest, std::function<void(std::int64_t)> set) {
   const bool open = highest == std::numeric_limits<std::int64_t>::max();
-  const std::string accepted = open ? fmt::format("an integer, {} or more", lowest)
-                                    : fmt::format("an integer, {} to {}", lowest, highest);
+  const std::string accepted =
+      open ? fmt::format("an integer, {} or more", lowest) : fmt::format("an integer, {} to {}", lowest, highest);
   return add_value(app, names, "N", description, accepted, [=](const std::string& text) {
     const auto value = to_integer(text);
     if (!value || *value < lowest || *value > highest) {
@@ -118,7 +118,8 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
   });
 }
 
-::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description, std::uint64_t& seed) {
+::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description,
+                        std::uint64_t& seed) {
   return add_value(app, names, "N", description, "an integer, 0 to 2^64 - 1", [&seed](const std::string& text) {
     const auto value = parse_whole<std::uint64_t>(text);
     seed = value.value_or(0);

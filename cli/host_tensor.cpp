@@ -102,15 +102,15 @@ void HostTensor::poison() {
 }
 
 void HostTensor::fill(const std::function<double()>& draw) {
-  for_each_offset(view_, [&](std::int64_t offset) { internal::store_element(view_.data, view_.dtype, offset, draw()); });
+  for_each_offset(view_,
+                  [&](std::int64_t offset) { internal::store_element(view_.data, view_.dtype, offset, draw()); });
 }
 
 std::vector<double> HostTensor::values() const {
   std::vector<double> result;
   result.reserve(static_cast<std::size_t>(absent() ? 0 : view_.elements()));
-  for_each_offset(view_, [&](std::int64_t offset) {
-    result.push_back(internal::load_element(view_.data, view_.dtype, offset));
-  });
+  for_each_offset(
+      view_, [&](std::int64_t offset) { result.push_back(internal::load_element(view_.data, view_.dtype, offset)); });
   return result;
 }
 

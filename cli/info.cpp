@@ -45,10 +45,9 @@ Processor processor() {
 }
 
 std::string features_that_matter(const Processor& cpu) {
-  constexpr std::array kNames{"avx2",         "fma",         "f16c",        "avx_vnni",  "avx512f",
-                              "avx512bw",     "avx512_bf16", "avx512_fp16", "amx_tile",  "amx_bf16",
-                              "amx_fp16",     "asimd",       "asimdhp",     "bf16",      "sve",
-                              "sve2"};
+  constexpr std::array kNames{"avx2",        "fma",         "f16c",     "avx_vnni", "avx512f",  "avx512bw",
+                              "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16", "asimd",
+                              "asimdhp",     "bf16",        "sve",      "sve2"};
   std::string text;
   for (const char* name : kNames) {
     if (cpu.features.contains(name)) {

@@ -12,20 +12,20 @@
 namespace tessera::cli {
 
 struct MeasureOptions {
-  PlanOptions plan;                  // impl is set for each measurement
-  std::vector<std::string> impls;    // alternate in one loop, so that all see the same machine
-  double min_seconds = 0.5;          // of each Impl at least, and at least kFewestRuns runs
+  PlanOptions plan;                // impl is set for each measurement
+  std::vector<std::string> impls;  // alternate in one loop, so that all see the same machine
+  double min_seconds = 0.5;        // of each Impl at least, and at least kFewestRuns runs
   std::uint64_t seed = 0;
-  bool errors = true;                // compare with the oracle
+  bool errors = true;  // compare with the oracle
 };
 inline constexpr int kFewestRuns = 3;
 
 // One Impl on one problem.
 struct Measurement {
   std::string impl;
-  std::string skipped;               // not empty: why there is nothing else
+  std::string skipped;  // not empty: why there is nothing else
   PlanFacts facts;
-  std::vector<double> seconds;       // of each run, ascending
+  std::vector<double> seconds;  // of each run, ascending
   std::optional<SampledError> error;
 
   bool measured() const { return skipped.empty(); }

@@ -142,7 +142,8 @@ struct Panel {
   const char* set_up;
 };
 constexpr std::array<Panel, 3> kPanels{
-    {{"Time, ms", 2, "set logscale y\nset autoscale y\nset key top left Left reverse noenhanced samplen 3 spacing 1.25\n"},
+    {{"Time, ms", 2,
+      "set logscale y\nset autoscale y\nset key top left Left reverse noenhanced samplen 3 spacing 1.25\n"},
      {"Share of FMA peak, %", 3, "unset logscale y\nset yrange [0:100]\nunset key\n"},
      {"Extra memory, MiB", 4, "set logscale y\nset autoscale y\nunset key\n"}}};
 
@@ -150,9 +151,10 @@ std::string plot_command(const std::vector<Series>& all, int column) {
   std::string command;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const bool forward = all[i].pass == Pass::forward;
-    command += fmt::format("{}$d{} using 1:{} with linespoints lw 2.5 ps 1.2 pt {} dt {} lc rgb '{}' title {}",
-                           i == 0 ? "plot " : ", ", i, column, forward ? 7 : 6, forward ? "1" : "(8,6)",
-                           colour_of(all[i].impl), quoted_text(fmt::format("{}, {}", all[i].impl, pass_name(all[i].pass))));
+    command +=
+        fmt::format("{}$d{} using 1:{} with linespoints lw 2.5 ps 1.2 pt {} dt {} lc rgb '{}' title {}",
+                    i == 0 ? "plot " : ", ", i, column, forward ? 7 : 6, forward ? "1" : "(8,6)",
+                    colour_of(all[i].impl), quoted_text(fmt::format("{}, {}", all[i].impl, pass_name(all[i].pass))));
   }
   return command + "\n";
 }
@@ -174,8 +176,9 @@ void require_gnuplot() { run_gnuplot({"--version"}, ""); }
 std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
                               double peak) {
   const std::vector<Series> all = series_of(points);
-  std::string script = format == PlotFormat::png ? "set terminal pngcairo size 1600,560 font 'Sans,12'\n"
-                                                 : "set terminal svg size 1600,560 font 'Sans,15' background '#ffffff'\n";
+  std::string script = format == PlotFormat::png
+                           ? "set terminal pngcairo size 1600,560 font 'Sans,12'\n"
+                           : "set terminal svg size 1600,560 font 'Sans,15' background '#ffffff'\n";
   for (std::size_t i = 0; i < all.size(); ++i) {
     script += data_block(fmt::format("d{}", i), all[i], peak);
   }
@@ -196,7 +199,8 @@ std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotForm
       quoted_text(title), 0.8 * static_cast<double>(std::max<std::int64_t>(shortest, 1)),
       1.25 * static_cast<double>(std::max<std::int64_t>(longest, 1)), ticks);
   for (const Panel& panel : kPanels) {
-    script += fmt::format("{}set title {}\n{}", panel.set_up, quoted_text(panel.title), plot_command(all, panel.column));
+    script +=
+        fmt::format("{}set title {}\n{}", panel.set_up, quoted_text(panel.title), plot_command(all, panel.column));
   }
   return script + "unset multiplot\n";
 }

@@ -27,10 +27,11 @@ constexpr const char* kPlanGroup = "Plan";
 
 const std::vector<std::string> kDTypeNames{"float32", "bfloat16", "float16"};
 
-void add_dtype(::CLI::App& app, const std::string& name, const std::string& description,
-               std::function<void(DType)> set, const char* group) {
-  add_word(app, name, description, kDTypeNames, [set](const std::string& word) { set(dtype_from_name(word)); })
-      ->group(group);
+void add_dtype(::CLI::App& app, const std::string& name, const std::string& description, std::function<void(DType)> set,
+               const char* group) {
+  add_word(app, name, description, kDTypeNames, [set](const std::string& word) {
+    set(dtype_from_name(word));
+  })->group(group);
 }
 
 // "inf" or an integer from 0.
@@ -180,24 +181,29 @@ void ProblemFlags::add_shape(::CLI::App& app) {
   app.add_flag("--alibi", alibi_, "ALiBi slopes")->group(kScoreGroup);
   app.add_flag("--sinks", sinks_, "an attention sink for each head")->group(kScoreGroup);
   add_value(app, "--bias", "AXES", "additive bias; axes out of bhqk that it has, or 1; the others broadcast",
-            "letters out of bhqk in this order, or 1", [this](const std::string& text) {
+            "letters out of bhqk in this order, or 1",
+            [this](const std::string& text) {
               bias_ = text;
               return to_bias_axes(text);
             })
       ->group(kScoreGroup);
-  add_dtype(app, "--bias-dtype", "dtype of the bias: float32 or as --dtype [float32]", [this](DType d) { bias_dtype_ = d; },
-            kScoreGroup);
+  add_dtype(
+      app, "--bias-dtype", "dtype of the bias: float32 or as --dtype [float32]", [this](DType d) { bias_dtype_ = d; },
+      kScoreGroup);
 }
 
 void ProblemFlags::add_options(::CLI::App& app) {
-  add_dtype(app, "--output-dtype", "dtype of O and of the gradients [as --dtype]", [this](DType d) { output_dtype_ = d; },
-            kShapeGroup);
+  add_dtype(
+      app, "--output-dtype", "dtype of O and of the gradients [as --dtype]", [this](DType d) { output_dtype_ = d; },
+      kShapeGroup);
   add_lengths(app);
   add_mask(app);
-  add_number(app, "--scale", "factor of Q K^T [1 / sqrt(dim)]", [this](double x) { scale_ = static_cast<float>(x); })
-      ->group(kScoreGroup);
-  add_number(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](double x) { softcap_ = static_cast<float>(x); })
-      ->group(kScoreGroup);
+  add_number(app, "--scale", "factor of Q K^T [1 / sqrt(dim)]", [this](double x) {
+    scale_ = static_cast<float>(x);
+  })->group(kScoreGroup);
+  add_number(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](double x) {
+    softcap_ = static_cast<float>(x);
+  })->group(kScoreGroup);
   add_dropout(app);
 }
 
@@ -217,7 +223,8 @@ void ProblemFlags::add_mask(::CLI::App& app) {
            [this](const std::string& word) { mask_ = word; })
       ->group(kMaskGroup);
   add_value(app, "--window", "L,R", "keys from L before the query to R after it; a side may be inf",
-            "two integers from 0, or inf, with a comma between", [this](const std::string& text) {
+            "two integers from 0, or inf, with a comma between",
+            [this](const std::string& text) {
               const auto sides = split(text, ',');
               const auto left = to_side(sides.front());
               const auto right = to_side(sides.back());
@@ -226,8 +233,10 @@ void ProblemFlags::add_mask(::CLI::App& app) {
               return sides.size() == 2 && left && right;
             })
       ->group(kMaskGroup);
-  add_value(app, "--alignment", "bottom-right|top-left|N", "the key position of query 0, by rule or number [bottom-right]",
-            "bottom-right, top-left, or the key position of query 0", [this](const std::string& text) {
+  add_value(app, "--alignment", "bottom-right|top-left|N",
+            "the key position of query 0, by rule or number [bottom-right]",
+            "bottom-right, top-left, or the key position of query 0",
+            [this](const std::string& text) {
               alignment_ = to_alignment(text);
               return alignment_.has_value();
             })
@@ -242,11 +251,13 @@ void ProblemFlags::add_mask(::CLI::App& app) {
 }
 
 void ProblemFlags::add_dropout(::CLI::App& app) {
-  add_number(app, "--dropout", "probability of dropping a weight [0]", [this](double x) { dropout_.probability = x; })
-      ->group(kScoreGroup);
+  add_number(app, "--dropout", "probability of dropping a weight [0]", [this](double x) {
+    dropout_.probability = x;
+  })->group(kScoreGroup);
   add_seed(app, "--dropout-seed", "seed of the dropout mask [0]", dropout_.seed)->group(kScoreGroup);
   add_value(app, "--dropout-start", "B,H,Q,K", "position in the whole problem that dropout counts from [0,0,0,0]",
-            "four integers from 0 with commas between", [this](const std::string& text) {
+            "four integers from 0 with commas between",
+            [this](const std::string& text) {
               std::vector<std::int64_t> starts;
               for (const std::string& part : split(text, ',')) {
                 starts.push_back(to_integer(part).value_or(-1));
@@ -265,7 +276,8 @@ void ProblemFlags::add_dropout(::CLI::App& app) {
 }
 
 void ProblemFlags::make_ragged(Problem& problem) const {
-  set_ragged(problem, cumulative(*lengths_, "--lengths"), cumulative(lengths_k_ ? *lengths_k_ : *lengths_, "--lengths-k"));
+  set_ragged(problem, cumulative(*lengths_, "--lengths"),
+             cumulative(lengths_k_ ? *lengths_k_ : *lengths_, "--lengths-k"));
 }
 
 Problem ProblemFlags::shape(std::int64_t length) const {
@@ -319,7 +331,9 @@ void ProblemFlags::apply_bias(Problem& problem) const {
     }
     return;
   }
-  const auto extent = [this](char axis, std::int64_t whole) { return bias_.find(axis) == std::string::npos ? 1 : whole; };
+  const auto extent = [this](char axis, std::int64_t whole) {
+    return bias_.find(axis) == std::string::npos ? 1 : whole;
+  };
   problem.bias_shape = {extent('b', problem.batch), extent('h', problem.heads_q), extent('q', problem.seq_q),
                         extent('k', problem.seq_k)};
   problem.bias_dtype = bias_dtype_.value_or(DType::float32);
@@ -362,8 +376,9 @@ void add_tensor_flags(::CLI::App& app, TensorOptions& options) {
              }
            })
       ->group(kTensorGroup);
-  add_number(app, "--magnitude", "standard deviation of Q and K [1]", [&options](double x) { options.magnitude = x; })
-      ->group(kTensorGroup);
+  add_number(app, "--magnitude", "standard deviation of Q and K [1]", [&options](double x) {
+    options.magnitude = x;
+  })->group(kTensorGroup);
   app.add_flag("--alibi-per-batch", options.alibi_per_batch, "slopes for each sequence")->group(kTensorGroup);
   app.add_flag("--dlse", options.dlse, "a gradient with respect to LSE")->group(kTensorGroup);
   app.add_flag("--bias-holes", options.bias_holes, "-inf in one bias of eight")->group(kTensorGroup);
@@ -377,14 +392,15 @@ void add_plan_flags(::CLI::App& app, PlanOptions& options) {
   for (const ImplInfo& info : implementations()) {
     names.push_back(info.name);
   }
-  add_word(app, "--impl", "the Impl to use [the first that accepts]", names,
-           [&options](const std::string& word) { options.impl = word; })
-      ->group(kPlanGroup);
+  add_word(app, "--impl", "the Impl to use [the first that accepts]", names, [&options](const std::string& word) {
+    options.impl = word;
+  })->group(kPlanGroup);
   add_word(app, "--isa", "instruction set of the CPU Impls [the best]", cpu_info().isas,
            [&options](const std::string& word) { options.isa = word; })
       ->group(kPlanGroup);
-  add_integer(app, "--threads", "threads [all]", 1, 4096, [&options](auto n) { options.threads = static_cast<int>(n); })
-      ->group(kPlanGroup);
+  add_integer(app, "--threads", "threads [all]", 1, 4096, [&options](auto n) {
+    options.threads = static_cast<int>(n);
+  })->group(kPlanGroup);
 }
 
 }  // namespace tessera::cli

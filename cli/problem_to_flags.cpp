@@ -24,7 +24,8 @@ std::string documents_text(const Problem& problem, const std::vector<std::int32_
   std::vector<std::string> sequences;
   auto next = ids.begin();
   for (std::int64_t b = 0; b < problem.batch; ++b) {
-    const auto end = next + (query_side ? problem.sequence(b).queries : stored_keys(problem, static_cast<std::size_t>(b)));
+    const auto end =
+        next + (query_side ? problem.sequence(b).queries : stored_keys(problem, static_cast<std::size_t>(b)));
     std::vector<std::int64_t> lengths;
     for (; next != end; ++next) {
       lengths.resize(std::max(lengths.size(), static_cast<std::size_t>(*next) + 1));

@@ -28,7 +28,8 @@ class Random {
   // Mean 0, variance 1, within +-3.5: the sum of four uniform numbers, for the price of one draw.
   double normal() {
     const std::uint64_t bits = next();
-    const auto sum = static_cast<double>((bits & 0xFFFF) + ((bits >> 16) & 0xFFFF) + ((bits >> 32) & 0xFFFF) + (bits >> 48));
+    const auto sum =
+        static_cast<double>((bits & 0xFFFF) + ((bits >> 16) & 0xFFFF) + ((bits >> 32) & 0xFFFF) + (bits >> 48));
     return (sum - 2.0 * 65535.0) * (1.7320508075688772 / 65536.0);
   }
 

@@ -20,7 +20,7 @@ T pick(Random& random, const std::array<T, N>& values) {
 
 std::int64_t draw_length(Random& random) {
   // One below, at and above the widths of vectors and tiles.
-  constexpr std::array<std::int64_t, 24> kEdges{7,  8,  9,  15, 16, 17,  31,  32,  33,  47,  48,  49,
+  constexpr std::array<std::int64_t, 24> kEdges{7,  8,  9,  15, 16, 17, 31,  32,  33,  47,  48,  49,
                                                 63, 64, 65, 95, 96, 97, 127, 128, 129, 255, 256, 257};
   const double kind = random.uniform();
   if (kind < 0.04) {

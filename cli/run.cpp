@@ -31,8 +31,7 @@ struct RunFlags {
   std::string output;
 };
 
-constexpr std::array kInputNames{"q",    "k",    "v",     "bias",         "alibi_slopes",
-                                 "sinks", "dout", "dlse", "out", "lse"};
+constexpr std::array kInputNames{"q", "k", "v", "bias", "alibi_slopes", "sinks", "dout", "dlse", "out", "lse"};
 constexpr std::array<std::pair<std::string_view, DType>, 4> kDTypes{
     {{"F32", DType::float32}, {"BF16", DType::bfloat16}, {"F16", DType::float16}, {"F64", DType::float64}}};
 
@@ -198,7 +197,9 @@ void save(const std::string& path, const Outputs& outputs, const Problem& proble
     const TensorView& view = tensor.view();
     const auto* dtype =
         std::find_if(kDTypes.begin(), kDTypes.end(), [&](const auto& entry) { return entry.second == view.dtype; });
-    tensors.push_back({name, std::string(dtype->first), {view.shape.begin(), view.shape.begin() + view.rank},
+    tensors.push_back({name,
+                       std::string(dtype->first),
+                       {view.shape.begin(), view.shape.begin() + view.rank},
                        {static_cast<const std::byte*>(view.data),
                         static_cast<std::size_t>(view.elements() * dtype_bytes(view.dtype))}});
   }
@@ -221,11 +222,13 @@ int run_file(const RunFlags& flags) {
     const Outputs outputs = compute(problem, inputs, flags.plan);
     save(flags.output, outputs, problem);
     std::vector<std::string> names;
-    std::transform(outputs.begin(), outputs.end(), std::back_inserter(names), [](const auto& entry) { return entry.first; });
+    std::transform(outputs.begin(), outputs.end(), std::back_inserter(names),
+                   [](const auto& entry) { return entry.first; });
     fmt::print("{} written to {}\n", fmt::join(names, ", "), flags.output);
   } catch (const Error& error) {
     const std::string message = error.what();
-    const bool named = message.find(flags.input) != std::string::npos || message.find(flags.output) != std::string::npos;
+    const bool named =
+        message.find(flags.input) != std::string::npos || message.find(flags.output) != std::string::npos;
     throw Error(error.code(), named ? message : flags.input + ": " + message);
   }
   return 0;
@@ -237,7 +240,9 @@ Command add_run(::CLI::App& root) {
   ::CLI::App* app = root.add_subcommand("run", "Attention over the tensors of a safetensors file");
   auto flags = std::make_shared<RunFlags>();
   app->add_option("IN", flags->input, "safetensors file with q, k, v; dout for gradients")->required()->type_name("");
-  app->add_option("--out", flags->output, "safetensors file to write: out, lse; dq, dk, dv")->required()->type_name("FILE");
+  app->add_option("--out", flags->output, "safetensors file to write: out, lse; dq, dk, dv")
+      ->required()
+      ->type_name("FILE");
   flags->problem.add_options(*app);
   add_plan_flags(*app, flags->plan);
   app->footer(

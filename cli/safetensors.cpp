@@ -79,7 +79,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       refuse(std::to_string(value));
     }
     if (value > static_cast<number_unsigned_t>(INT64_MAX)) {
-      fail(fmt::format("tensor {}: {} {}; accepted: numbers below 2^63", in_quotes(tensors.back().name), field_, value));
+      fail(
+          fmt::format("tensor {}: {} {}; accepted: numbers below 2^63", in_quotes(tensors.back().name), field_, value));
     }
     list_->push_back(static_cast<std::int64_t>(value));
     return true;
@@ -151,7 +152,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& /*token*/, const nlohmann::json::exception& /*error*/) override {
+  bool parse_error(std::size_t position, const std::string& /*token*/,
+                   const nlohmann::json::exception& /*error*/) override {
     fail(fmt::format("the header is not JSON: error at its byte {}", position));
   }
 
@@ -204,7 +206,8 @@ std::uint64_t header_length(std::span<const std::byte> file) {
 std::int64_t bytes_of_shape(const std::string& name, const std::vector<std::int64_t>& shape, std::int64_t bytes) {
   for (const std::int64_t extent : shape) {
     if (__builtin_mul_overflow(bytes, extent, &bytes)) {
-      fail(fmt::format("tensor {}: shape [{}]; accepted: fewer than 2^63 bytes", in_quotes(name), fmt::join(shape, ", ")));
+      fail(fmt::format("tensor {}: shape [{}]; accepted: fewer than 2^63 bytes", in_quotes(name),
+                       fmt::join(shape, ", ")));
     }
   }
   return bytes;
@@ -215,7 +218,9 @@ struct Placed {
   SafeTensor tensor;  // without data
   std::int64_t begin = 0;
   std::int64_t end = 0;
-  std::string describe() const { return fmt::format("tensor {}: data_offsets [{}, {}]", in_quotes(tensor.name), begin, end); }
+  std::string describe() const {
+    return fmt::format("tensor {}: data_offsets [{}, {}]", in_quotes(tensor.name), begin, end);
+  }
 };
 
 void check_bytes(const SafeTensor& tensor, std::int64_t bytes) {
@@ -226,8 +231,8 @@ void check_bytes(const SafeTensor& tensor, std::int64_t bytes) {
   }
   const std::int64_t expected = bytes_of_shape(tensor.name, tensor.shape, element_bytes);
   if (bytes != expected) {
-    fail(fmt::format("tensor {}: {} bytes of data; {} of shape [{}] has {}", in_quotes(tensor.name), bytes, tensor.dtype,
-                     fmt::join(tensor.shape, ", "), expected));
+    fail(fmt::format("tensor {}: {} bytes of data; {} of shape [{}] has {}", in_quotes(tensor.name), bytes,
+                     tensor.dtype, fmt::join(tensor.shape, ", "), expected));
   }
 }
 
@@ -245,7 +250,8 @@ Placed placed(HeaderTensor& tensor) {
     fail(fmt::format("tensor {}: data_offsets [{}]; accepted: [begin, end] with begin <= end", in_quotes(tensor.name),
                      fmt::join(offsets, ", ")));
   }
-  Placed result{{std::move(tensor.name), std::move(*tensor.dtype), std::move(*tensor.shape), {}}, offsets[0], offsets[1]};
+  Placed result{
+      {std::move(tensor.name), std::move(*tensor.dtype), std::move(*tensor.shape), {}}, offsets[0], offsets[1]};
   check_bytes(result.tensor, result.end - result.begin);
   return result;
 }
@@ -255,7 +261,8 @@ void check_coverage(const std::vector<Placed>& tensors, std::int64_t data_bytes)
   std::int64_t covered = 0;
   for (const Placed& tensor : tensors) {
     if (tensor.end > data_bytes) {
-      fail(fmt::format("{}, but the file has {} bytes of data: it is truncated or corrupt", tensor.describe(), data_bytes));
+      fail(fmt::format("{}, but the file has {} bytes of data: it is truncated or corrupt", tensor.describe(),
+                       data_bytes));
     }
     if (tensor.begin != covered) {
       fail(fmt::format("{} {}, its predecessor ends at {}", tensor.describe(),
@@ -271,12 +278,14 @@ void check_coverage(const std::vector<Placed>& tensors, std::int64_t data_bytes)
 }  // namespace
 
 const SafeTensor* SafeTensors::find(std::string_view name) const {
-  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
   return found == tensors.end() ? nullptr : &*found;
 }
 
 std::int64_t safetensors_dtype_bytes(std::string_view dtype) {
-  const auto* found = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const auto& entry) { return entry.first == dtype; });
+  const auto* found =
+      std::find_if(kDTypes.begin(), kDTypes.end(), [&](const auto& entry) { return entry.first == dtype; });
   return found == kDTypes.end() ? 0 : found->second;
 }
 

@@ -143,8 +143,8 @@ class Block {
       block = block & Mask::segments({part(ids.query, span_.query_row + first_row_, rows_),
                                       part(ids.key, span_.key_row, span_.keys)});
     }
-    problem.mask = block.with_alignment(
-        Alignment::at(mask.alignment().resolve(span_.queries, span_.keys) + first_row_));
+    problem.mask =
+        block.with_alignment(Alignment::at(mask.alignment().resolve(span_.queries, span_.keys) + first_row_));
     if (whole_.bias_shape) {
       const ConstTensorView shape = bias_block(tensors_.forward().score.bias);
       problem.bias_shape = shape.shape;

@@ -8,10 +8,10 @@
 namespace tessera::cli {
 
 struct SampledError {
-  double error = 0;        // the largest ||x - ref|| / ||ref|| over the outputs that were compared
-  std::string output;      // whose it is
-  std::int64_t rows = 0;   // query rows of each head that were compared
-  bool whole = false;      // all rows, and with them dK and dV
+  double error = 0;       // the largest ||x - ref|| / ||ref|| over the outputs that were compared
+  std::string output;     // whose it is
+  std::int64_t rows = 0;  // query rows of each head that were compared
+  bool whole = false;     // all rows, and with them dK and dV
 };
 
 // Compares O and LSE, or dQ and where the sample is the whole sequence dK and dV, that `tensors` hold with the oracle's.

@@ -23,7 +23,9 @@ class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
   // A title over the columns first .. last.
-  void group(std::string title, std::size_t first, std::size_t last) { groups_.push_back({std::move(title), first, last}); }
+  void group(std::string title, std::size_t first, std::size_t last) {
+    groups_.push_back({std::move(title), first, last});
+  }
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   // Aligns this column left as well.
   void align_left(std::size_t column) { left_.push_back(column); }

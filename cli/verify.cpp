@@ -46,7 +46,8 @@ void print_checks(const CheckResult& result) {
   Table table({"output", "error", "allowed", ""});
   table.align_left(3);
   for (const OutputCheck& check : result.outputs) {
-    table.add({check.output, fmt::format("{:.2e}", check.error), fmt::format("{:.2e}", check.allowed), judgement(check)});
+    table.add(
+        {check.output, fmt::format("{:.2e}", check.error), fmt::format("{:.2e}", check.allowed), judgement(check)});
   }
   fmt::print("{}", table.text());
 }
@@ -81,7 +82,8 @@ struct Tally {
     ++(result.ok() ? passed : failed);
     for (const OutputCheck& check : result.outputs) {
       Worst& output = worst[check.output];
-      const double share = check.mismatch.empty() ? check.error / check.allowed : std::numeric_limits<double>::infinity();
+      const double share =
+          check.mismatch.empty() ? check.error / check.allowed : std::numeric_limits<double>::infinity();
       if (share > output.share) {
         output = {share, check.error, check.allowed, index};
       }
@@ -89,7 +91,8 @@ struct Tally {
   }
 };
 
-void print_failure(const RandomProblem& random, const CheckResult& result, const VerifyFlags& flags, std::int64_t index) {
+void print_failure(const RandomProblem& random, const CheckResult& result, const VerifyFlags& flags,
+                   std::int64_t index) {
   fmt::print("{} problem {}: {}\n", red("FAIL"), index, random.problem.describe());
   print_checks(result);
   const PlanOptions& plan = flags.options.plan;
@@ -177,10 +180,11 @@ Command add_verify(::CLI::App& root) {
   add_integer(*app, "--first", "with --random: number of the first problem [0]", 0, kMost,
               [flags](auto n) { flags->first = n; });
   app->add_flag_callback("--forward-only", [flags] { flags->options.backward = false; }, "leave the backward pass out");
-  app->footer("Exit status: 0 all within bounds, 1 a failure, 2 bad flags.\n"
-              "Examples:\n"
-              "  tessera verify --seq-q 100 --seq-k 333 --mask causal --heads 6 --kv-heads 2 --alibi\n"
-              "  tessera verify --random 500 --seed 7");
+  app->footer(
+      "Exit status: 0 all within bounds, 1 a failure, 2 bad flags.\n"
+      "Examples:\n"
+      "  tessera verify --seq-q 100 --seq-k 333 --mask causal --heads 6 --kv-heads 2 --alibi\n"
+      "  tessera verify --random 500 --seed 7");
   return {app, [flags] { return flags->random > 0 ? verify_random(*flags) : verify_one(*flags); }};
 }
 
