@@ -91,6 +91,39 @@ HWY_INLINE bool units_special(const std::uint32_t* pairs, std::int64_t count) {
   return special != 0;
 }
 
+// target[k * stride + j] = source[j][k] for kBlock rows.
+template <std::int64_t kBlock, class Unit>
+HWY_INLINE void transpose_rows(const Unit* const* source, std::int64_t units, std::int64_t stride,
+                               Unit* HWY_RESTRICT target) {
+  std::int64_t k = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::FixedTag<Unit, 4> d;
+  for (; k + 4 <= units; k += 4) {
+#pragma GCC unroll 2
+    for (std::int64_t j = 0; j < kBlock; j += 4) {
+      const auto row0 = hn::LoadU(d, source[j] + k);
+      const auto row1 = hn::LoadU(d, source[j + 1] + k);
+      const auto row2 = hn::LoadU(d, source[j + 2] + k);
+      const auto row3 = hn::LoadU(d, source[j + 3] + k);
+      const auto low01 = hn::InterleaveLower(d, row0, row1);
+      const auto low23 = hn::InterleaveLower(d, row2, row3);
+      const auto high01 = hn::InterleaveUpper(d, row0, row1);
+      const auto high23 = hn::InterleaveUpper(d, row2, row3);
+      Unit* out = target + k * stride + j;
+      hn::StoreU(hn::ConcatLowerLower(d, low23, low01), d, out);
+      hn::StoreU(hn::ConcatUpperUpper(d, low23, low01), d, out + stride);
+      hn::StoreU(hn::ConcatLowerLower(d, high23, high01), d, out + 2 * stride);
+      hn::StoreU(hn::ConcatUpperUpper(d, high23, high01), d, out + 3 * stride);
+    }
+  }
+#endif
+  for (; k < units; ++k) {
+    for (std::int64_t j = 0; j < kBlock; ++j) {
+      target[k * stride + j] = source[j][k];
+    }
+  }
+}
+
 // Rows [begin, end) of a key-side tensor into panels [row / kPanel][unit][kPanel], zeros behind the last row. Returns
 // whether any element is a NaN or an infinity.
 template <class Arithmetic>
@@ -120,13 +153,7 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
         }
         special = units_special(source[j], units) || special;
       }
-      for (std::int64_t k = 0; k < units; ++k) {
-        Unit* HWY_RESTRICT target = out + k * kPanel + block;
-#pragma GCC unroll 8
-        for (std::int64_t j = 0; j < kBlock; ++j) {
-          target[j] = source[j][k];
-        }
-      }
+      transpose_rows<kBlock>(source, units, kPanel, out + block);
     }
   }
   return special;
