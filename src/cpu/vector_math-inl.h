@@ -26,30 +26,18 @@ HWY_INLINE V exp2_of(D d, V x) {
   }
 }
 #else
-// x, already whole and small, as integers. Highway's conversions mend values out of range, which costs three
-// instructions here; a NaN gives 0x80000000, whose shift below is 0.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> small_integer_of(D /*d*/, V whole) {
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
-  hn::Vec<hn::RebindToSigned<D>> integers;
-  if constexpr (sizeof(whole.raw) == 32) {
-    integers.raw = _mm256_cvtps_epi32(whole.raw);
-  } else {
-    integers.raw = _mm_cvtps_epi32(whole.raw);
-  }
-  return integers;
-#else
-  return hn::ConvertTo(hn::RebindToSigned<D>(), whole);
-#endif
-}
-
 // Added to 1.5 * 2^23 a number is rounded to an integer in the low bits of the sum; 127 more make it a biased exponent,
-// which is 0 at the clamp. The comparison and the product keep a NaN; Max and an integer addition would lose some.
+// which is 0 at the clamp. Highway's conversion to integers would mend values out of range at a cost of three
+// instructions; the exponent added as an integer would turn some NaNs into numbers, the product keeps them all.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2_of(D d, V x) {
   const hn::RebindToSigned<D> di;
   const V lowest = hn::Set(d, -127.0F);
-  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);  // Max would drop a NaN
+#else
+  x = hn::Max(lowest, x);  // in this order x86 keeps a NaN in x
+#endif
   const V shifter = hn::Set(d, 12582912.0F + 127.0F);
   const V shifted = hn::Add(x, shifter);
   const V f = hn::Sub(x, hn::Sub(shifted, shifter));
@@ -75,7 +63,8 @@ HWY_INLINE V tanh_of(D d, V x) {
   p = hn::MulAdd(p, square, hn::Set(d, 2.0F / 15.0F));
   p = hn::MulAdd(p, square, hn::Set(d, -1.0F / 3.0F));
   const V near = hn::MulAdd(hn::Mul(p, square), x, x);
-  const V bounded = hn::Min(hn::Set(d, 20.0F), magnitude);  // where tanh is 1 in float32; keeps 2^x in range
+  const V most = hn::Set(d, 20.0F);  // where tanh is 1 in float32; keeps 2^x in range
+  const V bounded = hn::IfThenElse(hn::Gt(magnitude, most), most, magnitude);
   const V power = exp2_of(d, hn::Mul(bounded, hn::Set(d, 2.0F * 1.44269504088896340736F)));
   const V far = hn::Sub(hn::Set(d, 1.0F), hn::Div(hn::Set(d, 2.0F), hn::Add(power, hn::Set(d, 1.0F))));
   return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0.55F)), near, hn::CopySign(far, x));
