@@ -250,6 +250,9 @@ void head_backward(const Problem& problem, const BackwardTensors& tensors, std::
   for (std::int64_t query = 0; query < span.queries; ++query) {
     const ScoreRow row = score_row(problem, tensors.score, span, batch, head, query, q, k);
     const double lse = log_sum_exp(row);
+    if (lse == -kInfinity) {
+      continue;  // sees nothing: zero gradients, also where 0 would meet an infinity
+    }
     std::vector<double> dp(row.keys.size());
     double delta = 0;
     for (std::size_t n = 0; n < row.keys.size(); ++n) {
