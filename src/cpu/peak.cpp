@@ -10,7 +10,7 @@
 #include "tessera/plan.h"
 
 // Those of the kernels.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#define HWY_DISABLED_TARGETS HWY_SSSE3
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/peak.cpp"
 #include "hwy/foreach_target.h"  // must come before highway.h
@@ -42,6 +42,11 @@ Measure measure_of([[maybe_unused]] std::string_view isa) {
 #if HWY_TARGETS & HWY_AVX2
   if (isa == "avx2") {
     return internal::peak::N_AVX2::peak_flops_per_second;
+  }
+#endif
+#if HWY_TARGETS & HWY_SSE4
+  if (isa == "sse4") {
+    return internal::peak::N_SSE4::peak_flops_per_second;
   }
 #endif
   return internal::peak::HWY_STATIC_DISPATCH(peak_flops_per_second);
