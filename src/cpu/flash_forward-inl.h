@@ -199,7 +199,7 @@ class FlashForward {
   void add_values(std::int64_t local, std::int64_t r, std::int64_t count, std::int64_t first_key, Range columns) {
     Product product;
     if constexpr (kUnit == 1) {
-      product.a = scores_ + r * plan_.layout.score_stride;
+      product.a = reinterpret_cast<const Unit*>(scores_ + r * plan_.layout.score_stride);  // Unit is float here
       product.a_stride = plan_.layout.score_stride;
     } else {
       product.a = weights_ + r * plan_.layout.weight_stride;
