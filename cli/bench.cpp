@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -51,9 +52,8 @@ std::vector<Problem> problems(const BenchFlags& flags) {
     return {flags.problem.problem()};
   }
   std::vector<Problem> all;
-  for (const std::int64_t length : flags.seqs) {
-    all.push_back(flags.problem.problem_of_length(length));
-  }
+  std::transform(flags.seqs.begin(), flags.seqs.end(), std::back_inserter(all),
+                 [&](std::int64_t length) { return flags.problem.problem_of_length(length); });
   return all;
 }
 

@@ -8,19 +8,16 @@
 #include "cli/flag_values.h"
 #include "cli/problem_flags.h"
 #include "cli/terminal.h"
+#include "core/fail.h"
 #include "tessera/plan.h"
 
 namespace tessera::cli {
 
 namespace {
 
-// The largest drawing, in cells.
-constexpr std::int64_t kMostRows = 64;
-constexpr std::int64_t kMostColumns = 100;
-
-bool fits(const TileSchedule& schedule) {
-  return schedule.query_tiles() <= kMostRows && schedule.key_tiles() <= kMostColumns;
-}
+// The largest drawing: square on a terminal, whose characters are twice as high as wide.
+constexpr std::int64_t kMostRows = 32;
+constexpr std::int64_t kMostColumns = 64;
 
 std::string drawing(const TileSchedule& schedule) {
   const char* full = unicode() ? "█" : "#";
@@ -38,24 +35,21 @@ std::string drawing(const TileSchedule& schedule) {
   return text;
 }
 
-// The mask of the first sequence that has any: by pairs where they fit on a page, by tiles where those do.
-void print_mask(const Problem& problem, const PlanFacts& facts) {
+// The mask of the first sequence that has any, in cells of as many pairs as make it fit.
+void print_mask(const Problem& problem) {
   for (std::int64_t b = 0; b < problem.batch; ++b) {
-    const TileSchedule pairs = problem.schedule(b, 1, 1);
-    if (pairs.queries() == 0 || pairs.keys() == 0) {
+    const SequenceSpan span = problem.sequence(b);
+    if (span.queries == 0 || span.keys == 0) {
       continue;
     }
-    const bool small = fits(pairs);
-    const TileSchedule schedule = small ? pairs : problem.schedule(b, facts.tile_q, facts.tile_k);
-    if (!fits(schedule)) {
-      fmt::print("\nThe mask has {} x {} tiles: too many to draw (at most {} x {})\n", schedule.query_tiles(),
-                 schedule.key_tiles(), kMostRows, kMostColumns);
-      return;
-    }
-    const char* legend = unicode() ? "█ full, ▒ partial, · skipped" : "# full, + partial, . skipped";
-    fmt::print("\n{} (queries down, keys across{})\n{}",
-               bold(fmt::format("Mask of sequence {} by {}", b, small ? "pairs" : "tiles")),
-               small ? std::string() : fmt::format("; {}", legend), drawing(schedule));
+    const std::int64_t cell_q = internal::ceil_div(span.queries, kMostRows);
+    const std::int64_t cell_k = internal::ceil_div(span.keys, kMostColumns);
+    const bool pairs = cell_q == 1 && cell_k == 1;
+    fmt::print("\n{}: queries down, keys across; {} full{}, {} skipped; a cell is {}\n{}",
+               bold(fmt::format("Mask of sequence {}", b)), unicode() ? "█" : "#",
+               pairs ? "" : (unicode() ? ", ▒ partial" : ", + partial"), unicode() ? "·" : ".",
+               pairs ? "one pair" : fmt::format("{} x {} pairs", cell_q, cell_k),
+               drawing(problem.schedule(b, cell_q, cell_k)));
     return;
   }
 }
@@ -72,8 +66,8 @@ int explain(const ExplainFlags& flags) {
   const Plan plan = Plan::make(problem, flags.pass, flags.plan);
   const MachineRates rates{measure_peak_flops(plan.facts().isa), cpu_info().l2_bytes};
   fmt::print("{}", plan.explain(rates));
-  if (flags.draw && plan.facts().tile_q > 0 && plan.facts().tile_k > 0) {
-    print_mask(problem, plan.facts());
+  if (flags.draw) {
+    print_mask(problem);
   }
   return 0;
 }

@@ -1,0 +1,159 @@
+#include "cli/problem_flags.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cli/flag_values.h"
+#include "cli/random_problem.h"
+#include "support/expect_error.h"
+
+namespace tessera::cli {
+namespace {
+
+using test::expect_invalid;
+
+struct Parsed {
+  Problem problem;
+  TensorOptions tensors;
+};
+
+Parsed parse(const std::string& line) {
+  ::CLI::App app;
+  ProblemFlags flags;
+  Parsed parsed;
+  flags.add_shape(app);
+  flags.add_options(app);
+  add_tensor_flags(app, parsed.tensors);
+  std::istringstream words(line);
+  std::vector<std::string> arguments{std::istream_iterator<std::string>(words), {}};
+  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes vectors
+  app.parse(arguments);
+  parsed.problem = flags.problem();
+  return parsed;
+}
+
+std::string refusal(const std::string& line) {
+  try {
+    parse(line);
+  } catch (const BadFlag& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ProblemFlags, Defaults) {
+  Problem expected;
+  expected.seq_q = expected.seq_k = 1024;
+  expected.heads_q = expected.heads_kv = 8;
+  expected.dim_qk = expected.dim_v = 64;
+  EXPECT_EQ(parse("").problem, expected);
+}
+
+TEST(ProblemFlags, Sizes) {
+  const Problem problem = parse(
+                              "--dtype bfloat16 --output-dtype float32 --batch 2 --seq 5 --seq-k 7 --heads 6 "
+                              "--kv-heads 3 --dim 8 --dim-v 9")
+                              .problem;
+  EXPECT_EQ(problem.dtype, DType::bfloat16);
+  EXPECT_EQ(problem.output_dtype, DType::float32);
+  EXPECT_EQ(problem.batch, 2);
+  EXPECT_EQ(problem.seq_q, 5);
+  EXPECT_EQ(problem.seq_k, 7);
+  EXPECT_EQ(problem.heads_q, 6);
+  EXPECT_EQ(problem.heads_kv, 3);
+  EXPECT_EQ(problem.dim_qk, 8);
+  EXPECT_EQ(problem.dim_v, 9);
+}
+
+TEST(ProblemFlags, RaggedLengths) {
+  const Problem problem = parse("--lengths 5,0,17 --lengths-k 2,3,4 --key-lengths 1,0,4").problem;
+  EXPECT_EQ(problem.cu_seqlens_q, (std::vector<std::int64_t>{0, 5, 5, 22}));
+  EXPECT_EQ(problem.cu_seqlens_k, (std::vector<std::int64_t>{0, 2, 5, 9}));
+  EXPECT_EQ(problem.seq_q, 17);
+  EXPECT_EQ(problem.key_lengths, (std::vector<std::int64_t>{1, 0, 4}));
+  EXPECT_EQ(parse("--lengths 3,4").problem.cu_seqlens_k, (std::vector<std::int64_t>{0, 3, 7}));
+  EXPECT_EQ(parse("--lengths none").problem.batch, 0);
+}
+
+TEST(ProblemFlags, Masks) {
+  EXPECT_EQ(parse("--mask causal").problem.mask, Mask::causal());
+  EXPECT_EQ(parse("--mask causal-top-left").problem.mask, Mask::causal(Alignment::top_left()));
+  EXPECT_EQ(parse("--window 7,inf").problem.mask, Mask::window(7, Mask::kUnlimited));
+  EXPECT_EQ(parse("--mask causal --window 7,3").problem.mask, Mask::window(7, 0));
+  EXPECT_EQ(parse("--mask causal --alignment -3").problem.mask, Mask::causal(Alignment::at(-3)));
+  EXPECT_EQ(parse("--alignment top-left --alibi").problem.mask, Mask().with_alignment(Alignment::top_left()));
+  const Problem packed = parse("--batch 2 --seq 3 --segments 2,1/0,3 --segments-k 1,2").problem;
+  EXPECT_EQ(packed.mask.segment_ids(), (Segments{{0, 0, 1, 1, 1, 1}, {0, 1, 1, 0, 1, 1}}));
+}
+
+TEST(ProblemFlags, ScoresAndDropout) {
+  const Problem problem = parse(
+                              "--dtype float16 --seq 4 --heads 2 --scale -0.5 --softcap 30 --alibi --sinks --bias hk "
+                              "--bias-dtype float16 --dropout 0.25 --dropout-seed 18446744073709551615 "
+                              "--dropout-start 1,2,3,4")
+                              .problem;
+  EXPECT_EQ(problem.scale, -0.5F);
+  EXPECT_EQ(problem.softcap, 30.0F);
+  EXPECT_TRUE(problem.alibi);
+  EXPECT_TRUE(problem.sinks);
+  EXPECT_EQ(problem.bias_shape, (std::array<std::int64_t, 4>{1, 2, 1, 4}));
+  EXPECT_EQ(problem.bias_dtype, DType::float16);
+  EXPECT_EQ(problem.dropout, (Dropout{0.25, 18446744073709551615ULL, 3, 4, 2, 1}));
+}
+
+TEST(ProblemFlags, BadValuesNameFlagValueAndAccepted) {
+  EXPECT_EQ(refusal("--dtype float8"), "--dtype: 'float8'; accepted: float32, bfloat16, float16");
+  EXPECT_EQ(refusal("--heads 0"), "--heads: '0'; accepted: an integer, 1 or more");
+  EXPECT_EQ(refusal("--dim 513"), "--dim: '513'; accepted: an integer, 1 to 512");
+  EXPECT_EQ(refusal("--seq 12x"), "--seq: '12x'; accepted: an integer, 0 or more");
+  EXPECT_EQ(refusal("--seq 99999999999999999999"), "--seq: '99999999999999999999'; accepted: an integer, 0 or more");
+  EXPECT_EQ(refusal("--scale inf"), "--scale: 'inf'; accepted: a finite number");
+  EXPECT_NE(refusal("--window 3"), "");
+  EXPECT_NE(refusal("--window -1,0"), "");
+  EXPECT_NE(refusal("--window 1,2,3"), "");
+  EXPECT_NE(refusal("--lengths 3,,4"), "");
+  EXPECT_NE(refusal("--segments 3,-1"), "");
+  EXPECT_NE(refusal("--bias kq"), "");
+  EXPECT_NE(refusal("--bias bhqk1"), "");
+  EXPECT_NE(refusal("--dropout-start 1,2,3"), "");
+  EXPECT_NE(refusal("--dropout-seed -1"), "");
+  EXPECT_NE(refusal("--alignment middle"), "");
+  EXPECT_NE(refusal("--strides woven"), "");
+}
+
+TEST(ProblemFlags, ProblemsThatCannotBeNameTheFlag) {
+  expect_invalid({"--kv-heads: 4", "divisors of heads_q, 6"}, [] { parse("--heads 6 --kv-heads 4"); });
+  expect_invalid({"--dropout: 1.5", "0 to 1"}, [] { parse("--dropout 1.5"); });
+  expect_invalid({"--softcap: -1"}, [] { parse("--softcap -1"); });
+  expect_invalid({"--output-dtype: float16"}, [] { parse("--output-dtype float16"); });
+  expect_invalid({"--key-lengths[0]: 9", "0 to 8"}, [] { parse("--seq 8 --key-lengths 9"); });
+}
+
+TEST(ProblemFlags, FlagsThatContradictEachOther) {
+  expect_invalid({"--lengths", "--seq"}, [] { parse("--lengths 3 --seq 3"); });
+  expect_invalid({"--lengths-k", "--lengths"}, [] { parse("--lengths-k 3"); });
+  expect_invalid({"--segments-k", "--segments"}, [] { parse("--segments-k 1024"); });
+  expect_invalid({"--segments", "7 tokens", "8"}, [] { parse("--seq 8 --segments 3,4"); });
+  expect_invalid({"--segments", "2 lists", "3"}, [] { parse("--batch 3 --seq 1 --segments 1/1"); });
+  expect_invalid({"--bias-dtype", "--bias"}, [] { parse("--bias-dtype float32"); });
+  expect_invalid({"--alignment", "top-left"}, [] { parse("--mask causal-top-left --alignment 3"); });
+}
+
+TEST(ProblemFlags, EveryRandomProblemGoesThroughFlagsAndBack) {
+  for (std::uint64_t index = 0; index < 2000; ++index) {
+    const RandomProblem random = random_problem(11, index);
+    const std::string line = to_flags(random.problem, random.tensors);
+    const Parsed parsed = parse(line);
+    ASSERT_EQ(parsed.problem, random.problem) << "problem " << index << ": " << line;
+    ASSERT_EQ(parsed.tensors, random.tensors) << "problem " << index << ": " << line;
+  }
+}
+
+}  // namespace
+}  // namespace tessera::cli

@@ -1,0 +1,65 @@
+#include "cli/random_problem.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <string>
+
+namespace tessera::cli {
+namespace {
+
+TEST(RandomProblem, IsValidAndSmall) {
+  for (std::uint64_t index = 0; index < 3000; ++index) {
+    const Problem problem = random_problem(5, index).problem;
+    ASSERT_NO_THROW(validate(problem)) << index << ": " << problem.describe();
+    double work = 0;
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      const SequenceSpan span = problem.sequence(b);
+      work += static_cast<double>(span.queries * span.keys * problem.heads_q * (problem.dim_qk + problem.dim_v));
+    }
+    ASSERT_LE(work, 3 * 700.0 * 700.0 * 2 * 16) << index << ": " << problem.describe();
+  }
+}
+
+TEST(RandomProblem, EveryFeatureIsDrawn) {
+  constexpr int kProblems = 2000;
+  std::map<std::string, int> drawn;
+  for (std::uint64_t index = 0; index < kProblems; ++index) {
+    for (const std::string& feature : features_of(random_problem(1, index))) {
+      ++drawn[feature];
+    }
+  }
+  for (const char* feature :
+       {"float32",      "bfloat16",      "float16",       "float32 output", "empty sequence", "length 1", "ragged",
+        "key lengths",  "grouped heads", "dim-v differs", "causal",         "window",         "segments", "top-left",
+        "diagonal",     "masked rows",   "scale",         "softcap",        "alibi",          "sinks",    "bias",
+        "-inf in bias", "dropout",       "dLSE",          "strided",        "NaN and inf"}) {
+    EXPECT_GE(drawn[feature], kProblems / 100) << feature;
+    EXPECT_LE(drawn[feature], kProblems * 85 / 100) << feature << " is hardly ever absent";
+  }
+  EXPECT_EQ(drawn.size(), 26U) << "a feature is not in the list above";
+}
+
+TEST(RandomProblem, ProblemsDiffer) {
+  std::set<std::string> seen;
+  for (std::uint64_t index = 0; index < 500; ++index) {
+    seen.insert(random_problem(1, index).problem.describe());
+    seen.insert(random_problem(2, index).problem.describe());
+  }
+  EXPECT_GE(seen.size(), 990U);
+}
+
+// A failure that somebody reports by seed and number has to be the same problem on every machine.
+TEST(RandomProblem, IsPinned) {
+  const RandomProblem first = random_problem(1, 0);
+  EXPECT_EQ(first.problem, random_problem(1, 0).problem);
+  EXPECT_EQ(first.problem.describe(),
+            "float32 ragged q[0, 17] k[0, 17] heads 1:1 dim 80:80 mask diagonal -2 scale 0.0935321");
+  EXPECT_EQ(random_problem(1, 7).problem.describe(),
+            "float16 batch 2 seq 0x1 heads 1:1 dim 96:24 output float32 mask segments");
+  EXPECT_EQ(first.tensors.seed, 5550715685708275444U);
+}
+
+}  // namespace
+}  // namespace tessera::cli
