@@ -66,8 +66,8 @@ DLTensor to_dlpack(TensorView& view) {
   DLTensor tensor{};
   const bool brain = view.dtype == DType::bfloat16;
   tensor.data = view.data;
-  tensor.device.device_type =
-      static_cast<decltype(tensor.device.device_type)>(view.device.kind == DeviceKind::cpu ? dlpack::kCpu : dlpack::kCuda);
+  tensor.device.device_type = static_cast<decltype(tensor.device.device_type)>(
+      view.device.kind == DeviceKind::cpu ? dlpack::kCpu : dlpack::kCuda);
   tensor.device.device_id = view.device.index;
   tensor.ndim = view.rank;
   tensor.dtype.code = static_cast<std::uint8_t>(brain ? dlpack::kBfloat : dlpack::kFloat);

@@ -90,10 +90,10 @@ class Mask {
 
 // The part of a mask that one sequence of the batch sees.
 struct MaskSequence {
-  std::int64_t queries = 0;        // length of the query sequence
-  std::int64_t keys = 0;           // length of the key sequence
-  std::int64_t query_offset = 0;   // index of its first number in Segments::query
-  std::int64_t key_offset = 0;     // index of its first number in Segments::key
+  std::int64_t queries = 0;       // length of the query sequence
+  std::int64_t keys = 0;          // length of the key sequence
+  std::int64_t query_offset = 0;  // index of its first number in Segments::query
+  std::int64_t key_offset = 0;    // index of its first number in Segments::key
 };
 
 enum class TileKind : std::uint8_t { full, partial };

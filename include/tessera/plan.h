@@ -36,8 +36,8 @@ struct BackwardTensors {
   ConstTensorView dout;      // gradient with respect to O
   ConstTensorView dlse;      // optional: gradient with respect to LSE, shaped as lse
   TensorView dq, dk, dv;
-  TensorView dbias;          // optional: [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1], summed where the extent is 1
-  TensorView dsinks;         // optional: float32 [heads_q]
+  TensorView dbias;   // optional: [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1], summed where the extent is 1
+  TensorView dsinks;  // optional: float32 [heads_q]
   ScoreTensors score;
 };
 
@@ -50,8 +50,8 @@ struct PlanOptions {
 
 // Measured rates of a machine, for predictions.
 struct MachineRates {
-  double flops_per_second = 0;  // of one thread, float32
-  std::int64_t cache_bytes = 0; // the fast memory M of the IO model
+  double flops_per_second = 0;   // of one thread, float32
+  std::int64_t cache_bytes = 0;  // the fast memory M of the IO model
 };
 
 // Everything that explain() prints, as data.
@@ -61,11 +61,11 @@ struct PlanFacts {
   int threads = 1;
   std::int64_t tile_q = 0;
   std::int64_t tile_k = 0;
-  TileSchedule::Counts tiles;          // over all sequences and query heads
-  double flops = 0;                    // in the visited tiles: 2 (dim_qk + dim_v) a pair forward, 2 (3 dim_qk + 2 dim_v) backward
-  double flops_of_pairs = 0;           // of the pairs that attend alone
+  TileSchedule::Counts tiles;  // over all sequences and query heads
+  double flops = 0;  // in the visited tiles: 2 (dim_qk + dim_v) a pair forward, 2 (3 dim_qk + 2 dim_v) backward
+  double flops_of_pairs = 0;  // of the pairs that attend alone
   std::int64_t workspace_bytes = 0;
-  std::vector<std::string> refusals;   // "impl: reason", of the Impls that come before the chosen one
+  std::vector<std::string> refusals;  // "impl: reason", of the Impls that come before the chosen one
 };
 
 inline constexpr std::size_t kWorkspaceAlignment = 64;

@@ -50,28 +50,28 @@ struct Problem {
   // Of Q, K and V: float32, bfloat16 or float16; float64 is computed by the reference alone, and then LSE, sinks and
   // slopes are float64 too.
   DType dtype = DType::float32;
-  std::optional<DType> output_dtype;     // of O, dO, dQ, dK and dV: dtype (the default) or float32
+  std::optional<DType> output_dtype;  // of O, dO, dQ, dK and dV: dtype (the default) or float32
 
   std::int64_t batch = 1;
   std::int64_t seq_q = 0;
   std::int64_t seq_k = 0;
   std::int64_t heads_q = 1;
-  std::int64_t heads_kv = 1;             // divides heads_q; query head h reads key head h / (heads_q / heads_kv)
-  std::int64_t dim_qk = 0;               // 1 .. 512
-  std::int64_t dim_v = 0;                // 1 .. 512
+  std::int64_t heads_kv = 1;  // divides heads_q; query head h reads key head h / (heads_q / heads_kv)
+  std::int64_t dim_qk = 0;    // 1 .. 512
+  std::int64_t dim_v = 0;     // 1 .. 512
 
   std::vector<std::int64_t> cu_seqlens_q;  // ragged layout: batch + 1 numbers from 0, not decreasing
   std::vector<std::int64_t> cu_seqlens_k;
-  std::vector<std::int64_t> key_lengths;   // keys in use of each sequence: batch numbers, or empty for all
+  std::vector<std::int64_t> key_lengths;  // keys in use of each sequence: batch numbers, or empty for all
 
   Mask mask;
-  std::optional<float> scale;            // 1 / sqrt(dim_qk) when absent
-  float softcap = 0.0F;                  // 0: none
-  bool alibi = false;                    // slopes float32 [heads_q] or [batch, heads_q]
-  bool sinks = false;                    // one logit a head, float32 [heads_q]
+  std::optional<float> scale;  // 1 / sqrt(dim_qk) when absent
+  float softcap = 0.0F;        // 0: none
+  bool alibi = false;          // slopes float32 [heads_q] or [batch, heads_q]
+  bool sinks = false;          // one logit a head, float32 [heads_q]
   // Shape of the bias, [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1]; an extent of 1 is broadcast.
   std::optional<std::array<std::int64_t, 4>> bias_shape;
-  DType bias_dtype = DType::float32;     // float32 or dtype
+  DType bias_dtype = DType::float32;  // float32 or dtype
 
   Dropout dropout;
 

@@ -6,7 +6,8 @@
 
 namespace tessera {
 
-void attention_forward(const Problem& problem, const ForwardTensors& tensors, const PlanOptions& options, void* stream) {
+void attention_forward(const Problem& problem, const ForwardTensors& tensors, const PlanOptions& options,
+                       void* stream) {
   Plan::make(problem, Pass::forward, options).run(tensors, {}, stream);
 }
 

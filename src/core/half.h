@@ -28,8 +28,8 @@ inline float float16_to_float(std::uint16_t half) {
     return std::bit_cast<float>(sign | 0x7F800000U | ((magnitude & 0x3FFU) << 13));
   }
   // Shifted into place the exponent is 112 too small; one multiplication mends it for subnormals too.
-  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(
-                                         std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000U)));
+  return std::bit_cast<float>(
+      sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000U)));
 }
 
 inline std::uint16_t float_to_float16(float value) {

@@ -7,7 +7,6 @@
 template <class Arithmetic>
 class FlashBackward {
   using Unit = typename Arithmetic::Unit;
-  static constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   static constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
 
  public:
@@ -62,8 +61,7 @@ class FlashBackward {
   Unit* unit_slot(const WorkspaceSlot<float>& slot) const { return reinterpret_cast<Unit*>(slot.in(scratch_)); }
 
   const Unit* packed(const PackedOperand& operand) const {
-    return reinterpret_cast<const Unit*>(operand.slot.in(workspace_)) +
-           plan_.packed_units(operand, *sequence_, head_kv_);
+    return packed_rows(plan_, operand, *sequence_, head_kv_, workspace_);
   }
 
   void bind(std::int64_t batch, std::int64_t head_kv) {
@@ -75,8 +73,7 @@ class FlashBackward {
 
   float* dq_partial(std::int64_t chunk, std::int64_t head) const {
     const std::int64_t lines = plan_.problem.total_q() * plan_.problem.heads_q;
-    return plan_.dq_partials.in(workspace_) +
-           (chunk * lines + plan_.query_line(*sequence_, head)) * plan_.padded_qk;
+    return plan_.dq_partials.in(workspace_) + (chunk * lines + plan_.query_line(*sequence_, head)) * plan_.padded_qk;
   }
 
   void clear_partial(const FlashItem& item) {
@@ -137,27 +134,10 @@ class FlashBackward {
     const bool special_tile = special_ || plan_.special_keys.in(workspace_)[special_index(key_tile)] != 0;
     by_row_ = kind == TileKind::partial && special_tile;
 
-    Product product;
-    product.a = q_;
-    product.a_stride = plan_.layout.q_stride;
-    product.b = packed(plan_.keys_t) + first_key_ * plan_.units_qk;
-    product.b_stride = kPanel;
-    product.b_panel_stride = kPanel * plan_.units_qk;
-    product.c = scores_;
-    product.c_stride = plan_.layout.score_stride;
-    product.rows = rows_.size();
-    product.columns = columns_.size();
-    product.depth = plan_.units_qk;
-    multiply<false, Update::kStore>(product);
-
-    product.a = dout_;
-    product.a_stride = plan_.layout.dout_stride;
-    product.b = packed(plan_.values_t) + first_key_ * plan_.units_v;
-    product.b_panel_stride = kPanel * plan_.units_v;
-    product.c = dp_;
-    product.depth = plan_.units_v;
-    multiply<false, Update::kStore>(product);
-
+    multiply_by_keys(plan_, q_, plan_.layout.q_stride, packed(plan_.keys_t) + first_key_ * plan_.units_qk,
+                     plan_.units_qk, rows_.size(), columns_.size(), scores_);
+    multiply_by_keys(plan_, dout_, plan_.layout.dout_stride, packed(plan_.values_t) + first_key_ * plan_.units_v,
+                     plan_.units_v, rows_.size(), columns_.size(), dp_);
     const bool masked = kind == TileKind::partial || first_key_ + columns_.size() > sequence_->span.keys;
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
       weigh_row(r, masked);
@@ -225,8 +205,9 @@ class FlashBackward {
     const std::int64_t count = columns_.size();
     float* HWY_RESTRICT s = scores_ + r * plan_.layout.score_stride;
     float* HWY_RESTRICT dp = dp_ + r * plan_.layout.score_stride;
-    float* HWY_RESTRICT derivative =
-        plan_.problem.softcap > 0 && !for_bias_ ? plan_.layout.derivative.in(scratch_) + r * plan_.layout.score_stride : nullptr;
+    float* HWY_RESTRICT derivative = plan_.problem.softcap > 0 && !for_bias_
+                                         ? plan_.layout.derivative.in(scratch_) + r * plan_.layout.score_stride
+                                         : nullptr;
     const ScoreRow row{plan_, *sequence_, tensors_.score, batch_, head_, query, first_key_, count};
     float factor = plan_.score_factor;
     if (plan_.modified) {
@@ -385,8 +366,7 @@ class FlashBackward {
                                (dbias.shape[1] == 1 ? 0 : part.heads.begin * dbias.strides[1]);
     for (std::int64_t r = 0; r < std::min(rows, dbias.shape[2] - first_row); ++r) {
       for (std::int64_t j = 0; j < std::min(columns, dbias.shape[3] - first_column); ++j) {
-        const std::int64_t offset =
-            start + (first_row + r) * dbias.strides[2] + (first_column + j) * dbias.strides[3];
+        const std::int64_t offset = start + (first_row + r) * dbias.strides[2] + (first_column + j) * dbias.strides[3];
         store_element(dbias.data, dbias.dtype, offset, tile[r * columns + j]);
       }
     }
@@ -411,10 +391,10 @@ class FlashBackward {
   std::int64_t batch_ = 0;
   std::int64_t head_ = 0;
   std::int64_t head_kv_ = 0;
-  Range rows_;                       // queries of the tile
-  Range columns_;                    // panels of the tile that are computed, from its first key on
+  Range rows_;     // queries of the tile
+  Range columns_;  // panels of the tile that are computed, from its first key on
   std::int64_t tile_first_key_ = 0;
-  std::int64_t first_key_ = 0;       // of columns_
-  bool special_ = false;             // the tile's Q or dO holds a NaN or an infinity
+  std::int64_t first_key_ = 0;  // of columns_
+  bool special_ = false;        // the tile's Q or dO holds a NaN or an infinity
   bool by_row_ = false;
 };

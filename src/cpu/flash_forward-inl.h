@@ -6,7 +6,6 @@
 template <class Arithmetic>
 class FlashForward {
   using Unit = typename Arithmetic::Unit;
-  static constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   static constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
 
  public:
@@ -36,7 +35,9 @@ class FlashForward {
     Range span = schedule_.row_span(first_tile);
     for (std::int64_t tile = first_tile + 1; tile < last_tile; ++tile) {
       const Range more = schedule_.row_span(tile);
-      span = span.empty() ? more : more.empty() ? span : Range{std::min(span.begin, more.begin), std::max(span.end, more.end)};
+      span = span.empty()   ? more
+             : more.empty() ? span
+                            : Range{std::min(span.begin, more.begin), std::max(span.end, more.end)};
     }
     for (std::int64_t key_tile = span.begin; key_tile < span.end; ++key_tile) {
       for (std::int64_t tile = first_tile; tile < last_tile; ++tile) {
@@ -52,8 +53,7 @@ class FlashForward {
   Unit* unit_slot(const WorkspaceSlot<float>& slot) const { return reinterpret_cast<Unit*>(slot.in(scratch_)); }
 
   const Unit* packed(const PackedOperand& operand) const {
-    return reinterpret_cast<const Unit*>(operand.slot.in(workspace_)) +
-           plan_.packed_units(operand, sequence_, head_kv_);
+    return packed_rows(plan_, operand, sequence_, head_kv_, workspace_);
   }
 
   void load_queries() {
@@ -88,19 +88,9 @@ class FlashForward {
     const Range columns = panel_columns(rows, first_key, kind);
     const std::int64_t local = rows.begin - item_.rows.begin;
 
-    Product product;
-    product.a = q_ + local * plan_.layout.q_stride;
-    product.a_stride = plan_.layout.q_stride;
-    product.b = packed(plan_.keys_t) + (first_key + columns.begin) * plan_.units_qk;
-    product.b_stride = kPanel;
-    product.b_panel_stride = kPanel * plan_.units_qk;
-    product.c = scores_;
-    product.c_stride = plan_.layout.score_stride;
-    product.rows = rows.size();
-    product.columns = columns.size();
-    product.depth = plan_.units_qk;
-    multiply<false, Update::kStore>(product);
-
+    multiply_by_keys(plan_, q_ + local * plan_.layout.q_stride, plan_.layout.q_stride,
+                     packed(plan_.keys_t) + (first_key + columns.begin) * plan_.units_qk, plan_.units_qk, rows.size(),
+                     columns.size(), scores_);
     const bool masked = kind == TileKind::partial || first_key + columns.end > sequence_.span.keys;
     for (std::int64_t r = 0; r < rows.size(); ++r) {
       softmax_row(rows.begin + r, local + r, r, first_key + columns.begin, columns.size(), masked);
@@ -222,8 +212,7 @@ class FlashForward {
     const auto values = rows_of(tensors_.v, item_.batch, sequence_.span.key_row, head_kv_);
     for (std::int64_t r = 0; r < rows.size(); ++r) {
       float* out = out_ + (local + r) * plan_.padded_v;
-      const Range seen =
-          visible_columns(schedule_, rows.begin + r, first_key + columns.begin, columns.size());
+      const Range seen = visible_columns(schedule_, rows.begin + r, first_key + columns.begin, columns.size());
       for (std::int64_t c = 0; c < plan_.problem.dim_v; ++c) {
         float sum = 0;
         for (std::int64_t j = seen.begin; j < seen.end; ++j) {

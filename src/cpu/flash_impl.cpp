@@ -28,27 +28,21 @@ class FlashExecutable final : public Executable {
   }
 
   void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* /*stream*/) const override {
-    for_each(plan_.pack_items, [&](std::int64_t item, int /*thread*/) {
-      kernels_.pack_forward(plan_, tensors, workspace, item);
-    });
-    for_each(plan_.items, [&](std::int64_t item, int thread) {
-      kernels_.forward(plan_, tensors, workspace, thread, item);
-    });
+    for_each(plan_.pack_items,
+             [&](std::int64_t item, int /*thread*/) { kernels_.pack_forward(plan_, tensors, workspace, item); });
+    for_each(plan_.items,
+             [&](std::int64_t item, int thread) { kernels_.forward(plan_, tensors, workspace, thread, item); });
   }
 
   void run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* /*stream*/) const override {
-    for_each(plan_.pack_items, [&](std::int64_t item, int /*thread*/) {
-      kernels_.pack_backward(plan_, tensors, workspace, item);
-    });
-    for_each(plan_.line_items, [&](std::int64_t item, int /*thread*/) {
-      kernels_.row_statistics(plan_, tensors, workspace, item);
-    });
-    for_each(plan_.items, [&](std::int64_t item, int thread) {
-      kernels_.backward(plan_, tensors, workspace, thread, item);
-    });
-    for_each(plan_.line_items, [&](std::int64_t item, int /*thread*/) {
-      kernels_.reduce_dq(plan_, tensors, workspace, item);
-    });
+    for_each(plan_.pack_items,
+             [&](std::int64_t item, int /*thread*/) { kernels_.pack_backward(plan_, tensors, workspace, item); });
+    for_each(plan_.line_items,
+             [&](std::int64_t item, int /*thread*/) { kernels_.row_statistics(plan_, tensors, workspace, item); });
+    for_each(plan_.items,
+             [&](std::int64_t item, int thread) { kernels_.backward(plan_, tensors, workspace, thread, item); });
+    for_each(plan_.line_items,
+             [&](std::int64_t item, int /*thread*/) { kernels_.reduce_dq(plan_, tensors, workspace, item); });
     if (!tensors.dbias.absent()) {
       run_bias_gradient(tensors, workspace);
     }
@@ -112,8 +106,8 @@ class FlashExecutable final : public Executable {
 // bfloat16 products take their inputs as they are stored, and apply the scale to a maximum: it has to be positive.
 const CpuKernels& kernels_for(const Problem& problem, Pass pass, const PlanOptions& options) {
   const CpuKernels& kernels = select_kernels(options.isa);
-  const bool stored_as_bfloat16 = problem.dtype == DType::bfloat16 &&
-                                  (pass == Pass::forward || problem.out_dtype() == DType::bfloat16);
+  const bool stored_as_bfloat16 =
+      problem.dtype == DType::bfloat16 && (pass == Pass::forward || problem.out_dtype() == DType::bfloat16);
   return kernels.bfloat16 != nullptr && stored_as_bfloat16 && problem.softmax_scale() > 0 ? *kernels.bfloat16 : kernels;
 }
 

@@ -52,13 +52,13 @@ struct Arithmetic {
   static HWY_INLINE Unit pack(Element even, Element /*odd*/) { return even; }
 };
 
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_steps-inl.h"
 #include "cpu/micro_kernel-inl.h"
-#include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/vector_math-inl.h"
 
 }  // namespace tessera::internal::HWY_NAMESPACE::float32_products
 HWY_AFTER_NAMESPACE();
@@ -101,29 +101,27 @@ struct Arithmetic {
   }
   static HWY_INLINE void pair_columns(const float* row, std::int64_t count, Unit* out) {
     for (std::int64_t j = 0; j < count; j += 32) {
-      _mm512_storeu_si512(out + j / 2, (__m512i)(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + j + 16),
-                                                                                   _mm512_loadu_ps(row + j))));
+      _mm512_storeu_si512(out + j / 2,
+                          (__m512i)(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + j + 16), _mm512_loadu_ps(row + j))));
     }
   }
   // Element j of both rows as pair j.
   static HWY_INLINE void pair_rows(const float* even, const float* odd, std::int64_t count, Unit* out) {
     for (std::int64_t j = 0; j < count; j += 16) {
-      const __m512i low = _mm512_cvtepu16_epi32(
-          (__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(even + j))));
-      const __m512i high = _mm512_cvtepu16_epi32(
-          (__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(odd + j))));
+      const __m512i low = _mm512_cvtepu16_epi32((__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(even + j))));
+      const __m512i high = _mm512_cvtepu16_epi32((__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(odd + j))));
       _mm512_storeu_si512(out + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
   }
 };
 
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_steps-inl.h"
 #include "cpu/micro_kernel-inl.h"
-#include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/vector_math-inl.h"
 
 }  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_products
 HWY_POP_ATTRIBUTES

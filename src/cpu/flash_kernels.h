@@ -11,7 +11,7 @@ namespace tessera::internal {
 
 struct CpuKernels {
   const char* isa;
-  KernelShape shape;          // for the float32 products
+  KernelShape shape;           // for the float32 products
   const CpuKernels* bfloat16;  // kernels with bfloat16 products, or null
 
   // K and V (backward too) of plan.pack_items[item].

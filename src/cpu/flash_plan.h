@@ -43,7 +43,7 @@ struct FlashSequence {
   SequenceSpan span;
   std::int64_t stored_keys = 0;  // rows of K and V that exist, of which span.keys are in use
   std::int64_t padded_keys = 0;
-  std::int64_t packed_row = 0;   // sum of padded_keys of the sequences before
+  std::int64_t packed_row = 0;  // sum of padded_keys of the sequences before
   std::int64_t key_tiles = 0;
   std::int64_t packed_tile = 0;  // sum of key_tiles of the sequences before
   std::size_t schedule = 0;      // index into FlashPlan::schedules
@@ -58,16 +58,16 @@ struct PackedOperand {
 
 // One thread's scratch. Strides are in 4-byte units; a pad keeps rows off the same cache sets.
 struct FlashScratch {
-  std::int64_t q_stride = 0;       // of q and, backward, of q as a right-hand operand
+  std::int64_t q_stride = 0;  // of q and, backward, of q as a right-hand operand
   std::int64_t dout_stride = 0;
-  std::int64_t score_stride = 0;   // of scores and dp
-  std::int64_t weight_stride = 0;  // of weights and ds: bfloat16 pairs along the keys
-  WorkspaceSlot<float> q, scores, weights, out;        // forward (and q, scores backward)
-  WorkspaceSlot<float> row_max, row_sum, rescale;      // forward
-  WorkspaceSlot<float> dout, dp, derivative, dk, dv;   // backward
+  std::int64_t score_stride = 0;                                    // of scores and dp
+  std::int64_t weight_stride = 0;                                   // of weights and ds: bfloat16 pairs along the keys
+  WorkspaceSlot<float> q, scores, weights, out;                     // forward (and q, scores backward)
+  WorkspaceSlot<float> row_max, row_sum, rescale;                   // forward
+  WorkspaceSlot<float> dout, dp, derivative, dk, dv;                // backward
   WorkspaceSlot<float> q_pairs, dout_pairs, p_pairs, ds_pairs, ds;  // backward, bfloat16 products
-  WorkspaceSlot<float> row_a, row_b;                   // bias, ALiBi and dropout of one row of a tile
-  WorkspaceSlot<float> bias_tile;                      // a tile of dbias
+  WorkspaceSlot<float> row_a, row_b;                                // bias, ALiBi and dropout of one row of a tile
+  WorkspaceSlot<float> bias_tile;                                   // a tile of dbias
 };
 
 struct FlashPlan {
@@ -81,28 +81,28 @@ struct FlashPlan {
   std::int64_t tiles_per_item = 1;  // forward: query tiles that share one pass over the keys
   std::int64_t padded_qk = 0;       // dim_qk and dim_v rounded up to whole vectors
   std::int64_t padded_v = 0;
-  std::int64_t panels_qk = 0;       // dim_qk and dim_v in panels, rounded up
+  std::int64_t panels_qk = 0;  // dim_qk and dim_v in panels, rounded up
   std::int64_t panels_v = 0;
-  std::int64_t units_qk = 0;        // dim_qk and dim_v in depth units, rounded up
+  std::int64_t units_qk = 0;  // dim_qk and dim_v in depth units, rounded up
   std::int64_t units_v = 0;
-  bool modified = false;            // softcap, bias or ALiBi: scores need a pass of their own
-  float q_factor = 1.0F;            // folded into Q as it is loaded
-  float score_factor = 1.0F;        // still to be applied to Q K^T; plain scores are then in base 2
+  bool modified = false;      // softcap, bias or ALiBi: scores need a pass of their own
+  float q_factor = 1.0F;      // folded into Q as it is loaded
+  float score_factor = 1.0F;  // still to be applied to Q K^T; plain scores are then in base 2
 
   std::vector<FlashSequence> sequences;
   std::vector<TileSchedule> schedules;
   std::vector<PackItem> pack_items;
   std::vector<FlashItem> items;
   std::vector<FlashItem> line_items;  // backward: runs of query rows of each query head
-  std::int64_t query_rows = 0;   // of all sequences
-  std::int64_t packed_rows = 0;  // of all sequences
+  std::int64_t query_rows = 0;        // of all sequences
+  std::int64_t packed_rows = 0;       // of all sequences
   std::int64_t packed_tiles = 0;
-  std::int64_t chunks = 1;       // backward: partials of dQ
+  std::int64_t chunks = 1;  // backward: partials of dQ
 
   // Forward: keys_t [panel][unit][column], values [panel][row pair or row][column]. Backward: keys_t, values_t, keys.
   PackedOperand keys_t, values_t, keys, values;
   WorkspaceSlot<std::uint8_t> special_keys, special_values;  // per key tile: holds a NaN or an infinity
-  WorkspaceSlot<float> lse_log2, delta;                       // backward: per query head and row
+  WorkspaceSlot<float> lse_log2, delta;                      // backward: per query head and row
   WorkspaceSlot<float> dq_partials;
   FlashScratch layout;
   WorkspaceSlot<std::byte> scratch;

@@ -10,11 +10,11 @@ inline void pack_tile(const FlashPlan& plan, const PackItem& item, const PackedO
   const Range range{first, std::min(first + plan.tile_k, sequence.span.keys)};
   const auto rows = rows_of(view, item.batch, sequence.span.key_row, item.head_kv);
   Unit* out = reinterpret_cast<Unit*>(operand.slot.in(workspace)) + plan.packed_units(operand, sequence, item.head_kv);
-  const bool found =
-      transposed ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
-                 : pack_rows<Arithmetic>(rows, range, std::min(first + plan.tile_k, sequence.padded_keys), dim,
-                                         sequence.padded_keys / Arithmetic::kDepthUnit * kWidth,
-                                         out + first / Arithmetic::kDepthUnit * kWidth);
+  const bool found = transposed
+                         ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
+                         : pack_rows<Arithmetic>(rows, range, std::min(first + plan.tile_k, sequence.padded_keys), dim,
+                                                 sequence.padded_keys / Arithmetic::kDepthUnit * kWidth,
+                                                 out + first / Arithmetic::kDepthUnit * kWidth);
   special.in(workspace)[plan.special_index(sequence, item.head_kv, item.key_tile)] = found ? 1 : 0;
 }
 

@@ -26,7 +26,8 @@ Weight weigh(float lse_a, float lse_b) {
   }
   const float difference = lse_b - lse_a;
   const float weight = 1 / (1 + std::exp(-difference));
-  return {weight, difference > 0 ? lse_b + std::log1p(std::exp(-difference)) : lse_a + std::log1p(std::exp(difference))};
+  return {weight,
+          difference > 0 ? lse_b + std::log1p(std::exp(-difference)) : lse_a + std::log1p(std::exp(difference))};
 }
 
 // Index arithmetic of [batch, seq, heads, dim] and of ragged [total, heads, dim], which is a batch of one.

@@ -1,4 +1,30 @@
-// What happens to a row of scores between the two matrix products: modifiers, the mask, dropout.
+// Scores of a tile, and what happens to a row of them between the two matrix products: modifiers, the mask, dropout.
+
+// Start of the packed rows of one (sequence, key head).
+inline const Arithmetic::Unit* packed_rows(const FlashPlan& plan, const PackedOperand& operand,
+                                           const FlashSequence& sequence, std::int64_t head_kv,
+                                           std::span<std::byte> workspace) {
+  return reinterpret_cast<const Arithmetic::Unit*>(operand.slot.in(workspace)) +
+         plan.packed_units(operand, sequence, head_kv);
+}
+
+// scores (rows x columns) = A K^T for rows of A, `units` deep, and `columns` packed keys: Q K^T, or dO V^T.
+inline void multiply_by_keys(const FlashPlan& plan, const Arithmetic::Unit* a, std::int64_t a_stride,
+                             const Arithmetic::Unit* keys_t, std::int64_t units, std::int64_t rows,
+                             std::int64_t columns, float* scores) {
+  Product product;
+  product.a = a;
+  product.a_stride = a_stride;
+  product.b = keys_t;
+  product.b_stride = kPanel;
+  product.b_panel_stride = kPanel * units;
+  product.c = scores;
+  product.c_stride = plan.layout.score_stride;
+  product.rows = rows;
+  product.columns = columns;
+  product.depth = units;
+  multiply<false, Update::kStore>(product);
+}
 
 // One row of a score tile: query `query` of (batch, head) against the keys from `first_key` on.
 struct ScoreRow {
@@ -106,8 +132,9 @@ inline void dropout_row(const ScoreRow& row, float kept, float* HWY_RESTRICT fac
   const std::int64_t last = first + row.count;
   for (std::int64_t group = first >> 6; group <= (last - 1) >> 6; ++group) {
     for (int lane = 0; lane < 4; ++lane) {
-      const PhiloxBlock block = dropout_block(dropout.seed, row.batch + dropout.batch_start,
-                                              row.head + dropout.head_start, row.query + dropout.query_start, group, lane);
+      const PhiloxBlock block =
+          dropout_block(dropout.seed, row.batch + dropout.batch_start, row.head + dropout.head_start,
+                        row.query + dropout.query_start, group, lane);
       for (std::int64_t n = 0; n < 16; ++n) {
         const std::int64_t key = 64 * group + (n >> 1) * 8 + 2 * lane + (n & 1);
         if (key >= first && key < last) {

@@ -104,11 +104,12 @@ void set_ragged(Problem& problem, std::vector<std::int64_t> cu_seqlens_q, std::v
   problem.cu_seqlens_k = std::move(cu_seqlens_k);
 }
 
-bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query, std::int64_t key) {
+bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query,
+                   std::int64_t key) {
   const std::int64_t position = key + dropout.key_start;
-  const auto block = internal::dropout_block(dropout.seed, batch + dropout.batch_start, head + dropout.head_start,
-                                             query + dropout.query_start, position >> 6,
-                                             internal::dropout_lane(position));
+  const auto block =
+      internal::dropout_block(dropout.seed, batch + dropout.batch_start, head + dropout.head_start,
+                              query + dropout.query_start, position >> 6, internal::dropout_lane(position));
   return static_cast<int>(internal::dropout_byte(block, position)) >= dropout.threshold();
 }
 

@@ -99,9 +99,9 @@ Range TileSchedule::queries_of(Range keys) const {
   if (keys.empty()) {
     return {};
   }
-  std::int64_t begin =
-      first_where(0, sequence_.queries, [&](std::int64_t i) { return unclipped(i).end > keys.begin; });
-  std::int64_t end = first_where(begin, sequence_.queries, [&](std::int64_t i) { return unclipped(i).begin >= keys.end; });
+  std::int64_t begin = first_where(0, sequence_.queries, [&](std::int64_t i) { return unclipped(i).end > keys.begin; });
+  std::int64_t end =
+      first_where(begin, sequence_.queries, [&](std::int64_t i) { return unclipped(i).begin >= keys.end; });
   while (begin < end && unclipped(begin).empty()) {
     ++begin;
   }

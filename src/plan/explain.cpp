@@ -26,9 +26,9 @@ std::string bytes_text(double bytes) { return with_unit(bytes, 1024, {"B", "KiB"
 std::string flops_text(double flops) { return with_unit(flops, 1000, {"FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"}); }
 
 std::string time_text(double seconds) {
-  return seconds < 1e-3   ? with_unit(seconds * 1e6, 1e9, {"us", "", "", "", ""})
-         : seconds < 1.0  ? with_unit(seconds * 1e3, 1e9, {"ms", "", "", "", ""})
-                          : with_unit(seconds, 1e9, {"s", "", "", "", ""});
+  return seconds < 1e-3  ? with_unit(seconds * 1e6, 1e9, {"us", "", "", "", ""})
+         : seconds < 1.0 ? with_unit(seconds * 1e3, 1e9, {"ms", "", "", "", ""})
+                         : with_unit(seconds, 1e9, {"s", "", "", "", ""});
 }
 
 std::string percent(double share) {
@@ -59,8 +59,7 @@ IoModel io_model(const Problem& problem, const PlanFacts& facts, Pass pass, std:
   }
   scores *= static_cast<double>(problem.heads_q);
   const auto pairs = static_cast<double>(facts.tiles.pairs);
-  const double rows_in_cache =
-      std::max(1.0, std::floor(static_cast<double>(cache_bytes) / (2 * dims * element)));
+  const double rows_in_cache = std::max(1.0, std::floor(static_cast<double>(cache_bytes) / (2 * dims * element)));
   IoModel model;
   model.standard = element * (passes * (linear_q + linear_k) + 4 * passes * scores);
   model.flash = element * (passes * (linear_q + linear_k) + passes * pairs / rows_in_cache * dims);

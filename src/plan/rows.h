@@ -34,7 +34,8 @@ Rows<Void> rows_of(const BasicTensorView<Void>& view, std::int64_t batch_index, 
   const bool ragged = view.rank == 3;
   const std::size_t seq_axis = ragged ? 0 : 1;
   const std::int64_t begin = ragged ? first_row * view.strides[0] : batch_index * view.strides[0];
-  return {advance(view.data, view.dtype, begin + head * view.strides[seq_axis + 1]), view.dtype, view.strides[seq_axis]};
+  return {advance(view.data, view.dtype, begin + head * view.strides[seq_axis + 1]), view.dtype,
+          view.strides[seq_axis]};
 }
 
 // One LSE-shaped line: [batch, heads, seq] or ragged [heads, total].

@@ -75,8 +75,8 @@ void validate_cumulative(std::string_view name, const std::vector<std::int64_t>&
     longest = std::max(longest, values[i] - values[i - 1]);
   }
   if (longest != longest_expected) {
-    fail_argument(longest_name, longest_expected, "the longest length in " + std::string(name) + ", " +
-                                                      std::to_string(longest));
+    fail_argument(longest_name, longest_expected,
+                  "the longest length in " + std::string(name) + ", " + std::to_string(longest));
   }
 }
 
@@ -100,7 +100,8 @@ void validate_ragged(const Problem& problem) {
     const std::int64_t longest =
         problem.ragged() ? problem.cu_seqlens_k[b + 1] - problem.cu_seqlens_k[b] : problem.seq_k;
     if (problem.key_lengths[b] < 0 || problem.key_lengths[b] > longest) {
-      fail_argument("key_lengths[" + std::to_string(b) + "]", problem.key_lengths[b], "0 to " + std::to_string(longest));
+      fail_argument("key_lengths[" + std::to_string(b) + "]", problem.key_lengths[b],
+                    "0 to " + std::to_string(longest));
     }
   }
 }
@@ -141,10 +142,8 @@ void validate_score(const Problem& problem) {
     fail_argument("softcap", static_cast<double>(problem.softcap), "0 (none) or a positive finite number");
   }
   if (problem.bias_shape) {
-    const std::array<std::pair<const char*, std::int64_t>, 4> whole{{{"batch", problem.batch},
-                                                                     {"heads_q", problem.heads_q},
-                                                                     {"seq_q", problem.seq_q},
-                                                                     {"seq_k", problem.seq_k}}};
+    const std::array<std::pair<const char*, std::int64_t>, 4> whole{
+        {{"batch", problem.batch}, {"heads_q", problem.heads_q}, {"seq_q", problem.seq_q}, {"seq_k", problem.seq_k}}};
     for (std::size_t axis = 0; axis < whole.size(); ++axis) {
       const std::int64_t extent = (*problem.bias_shape)[axis];
       if (extent != 1 && extent != whole[axis].second) {

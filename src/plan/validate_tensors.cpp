@@ -105,7 +105,8 @@ void check_score(const Problem& problem, const ScoreTensors& score, const Device
   }
   check_presence("alibi_slopes", problem.alibi, score.alibi_slopes, "alibi");
   if (problem.alibi && score.alibi_slopes.rank == 2) {
-    check_tensor("alibi_slopes", score.alibi_slopes, {problem.batch, problem.heads_q}, {statistics_dtype(problem), device, true});
+    check_tensor("alibi_slopes", score.alibi_slopes, {problem.batch, problem.heads_q},
+                 {statistics_dtype(problem), device, true});
   } else if (problem.alibi) {
     check_tensor("alibi_slopes", score.alibi_slopes, {problem.heads_q}, {statistics_dtype(problem), device, true});
   }
@@ -128,8 +129,8 @@ void check_dbias(const Problem& problem, const ConstTensorView& dbias, const Dev
   const std::array<std::int64_t, 4> whole{problem.batch, problem.heads_q, problem.seq_q, problem.seq_k};
   for (std::size_t axis = 0; axis < whole.size(); ++axis) {
     if (dbias.shape[axis] != 1 && dbias.shape[axis] != whole[axis]) {
-      fail_argument("dbias", dbias.describe(), "extents of 1 or of " +
-                                                   shape_text({whole[0], whole[1], whole[2], whole[3]}));
+      fail_argument("dbias", dbias.describe(),
+                    "extents of 1 or of " + shape_text({whole[0], whole[1], whole[2], whole[3]}));
     }
   }
   const auto& shape = dbias.shape;
@@ -180,7 +181,8 @@ void validate(const Problem& problem, const BackwardTensors& tensors, const Devi
 }
 
 void validate_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
-  const auto check = [&a](const std::string& name, const ConstTensorView& out, const ConstTensorView& lse, bool output) {
+  const auto check = [&a](const std::string& name, const ConstTensorView& out, const ConstTensorView& lse,
+                          bool output) {
     if (out.rank != 3 && out.rank != 4) {
       fail_argument(name + ".out", out.describe(), "[batch, seq, heads, dim] or [total, heads, dim]");
     }

@@ -210,7 +210,8 @@ void reference_forward(const Problem& problem, const ForwardTensors& tensors) {
                      dim_v);
         }
         if (!tensors.lse.absent()) {
-          store_element(tensors.lse.data, tensors.lse.dtype, line_offset(tensors.lse, problem, batch, head, query), lse);
+          store_element(tensors.lse.data, tensors.lse.dtype, line_offset(tensors.lse, problem, batch, head, query),
+                        lse);
         }
       }
       store_rows(tensors.out, problem, batch, head, span.queries, dim_v, true, out);
@@ -264,8 +265,8 @@ void head_backward(const Problem& problem, const BackwardTensors& tensors, std::
       add_scaled(&gradients.dv[key * dim_v], p * weight, &dout[query * dim_v], dim_v);
     }
     if (!tensors.dlse.absent()) {
-      delta -= load_element(tensors.dlse.data, tensors.dlse.dtype,
-                            line_offset(tensors.dlse, problem, batch, head, query));
+      delta -=
+          load_element(tensors.dlse.data, tensors.dlse.dtype, line_offset(tensors.dlse, problem, batch, head, query));
     }
     for (std::size_t n = 0; n < row.keys.size(); ++n) {
       const std::int64_t key = row.keys[n];
