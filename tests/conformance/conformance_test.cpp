@@ -20,6 +20,7 @@ using test::Target;
 void expect_conforms(const Problem& problem, const cli::TensorOptions& tensors, const std::vector<Target>& targets) {
   cli::CheckOptions options;
   options.tensors = tensors;
+  options.plan.threads = 1;
   std::vector<PlanOptions> plans;
   for (const Target& target : targets) plans.push_back(target.options());
   const std::vector<cli::CheckResult> results = cli::check_problem(problem, options, plans);

@@ -44,8 +44,9 @@ std::vector<Case> layout_cases() {
     cases.push_back(make_case(std::move(name), change));
   };
   add("ragged", [](Problem& p, TensorOptions&) { set_ragged(p, {0, 10, 75, 140}, {0, 70, 101, 230}); });
-  add("ragged_empty_sequences",
-      [](Problem& p, TensorOptions& o) { set_ragged(p, {0, 0, 30, 30, 75, 80}, {0, 20, 20, 40, 101, 101}), o.dlse = true; });
+  add("ragged_empty_sequences", [](Problem& p, TensorOptions& o) {
+    set_ragged(p, {0, 0, 30, 30, 75, 80}, {0, 20, 20, 40, 101, 101}), o.dlse = true;
+  });
   add("ragged_no_tokens", [](Problem& p, TensorOptions&) { set_ragged(p, {0, 0, 0}, {0, 0, 0}); });
   add("ragged_no_sequences", [](Problem& p, TensorOptions&) { set_ragged(p, {0}, {0}); });
   add("ragged_one_token_each", [](Problem& p, TensorOptions&) {

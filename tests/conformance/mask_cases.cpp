@@ -13,9 +13,15 @@ void add_bands(std::vector<Case>& cases) {
     const char* name;
     std::int64_t left, right;
   };
-  const Band bands[] = {{"causal", unlimited, 0},    {"anticausal", 0, unlimited}, {"diagonal", 0, 0},
-                        {"left_5", 5, 0},            {"right_5", 0, 5},            {"both_16", 16, 16},
-                        {"left_64_right_1", 64, 1},  {"open_left_40", unlimited, 40}, {"open_right_40", 40, unlimited},
+  const Band bands[] = {{"causal", unlimited, 0},
+                        {"anticausal", 0, unlimited},
+                        {"diagonal", 0, 0},
+                        {"left_5", 5, 0},
+                        {"right_5", 0, 5},
+                        {"both_16", 16, 16},
+                        {"left_64_right_1", 64, 1},
+                        {"open_left_40", unlimited, 40},
+                        {"open_right_40", 40, unlimited},
                         {"wider_than_all", 500, 500}};
   struct Place {
     const char* name;
@@ -28,7 +34,8 @@ void add_bands(std::vector<Case>& cases) {
   for (const Band& band : bands) {
     for (const Place& place : places) {
       for (const bool tall : {false, true}) {
-        Case result{std::string("band_") + band.name + "_" + place.name + (tall ? "_tall" : "_wide"), base_problem(), {}};
+        Case result{
+            std::string("band_") + band.name + "_" + place.name + (tall ? "_tall" : "_wide"), base_problem(), {}};
         Problem& problem = result.problem;
         problem.mask = Mask::window(band.left, band.right, place.alignment);
         problem.batch = problem.heads_q = problem.heads_kv = 1;
@@ -65,7 +72,8 @@ std::vector<Case> mask_cases() {
     cases.push_back(make_case(std::move(name), change));
   };
   add("segments", [](Problem& p, TensorOptions&) { p.mask = Mask::segments(packed_documents()); });
-  add("segments_causal", [](Problem& p, TensorOptions&) { p.mask = Mask::segments(packed_documents()) & Mask::causal(); });
+  add("segments_causal",
+      [](Problem& p, TensorOptions&) { p.mask = Mask::segments(packed_documents()) & Mask::causal(); });
   add("segments_window", [](Problem& p, TensorOptions&) {
     p.mask = Mask::segments(packed_documents()) & Mask::window(20, 3, Alignment::top_left());
   });

@@ -62,7 +62,8 @@ class FarTensors {
   static void copy(const TensorView& from, const TensorView& to) {
     const auto bytes = static_cast<std::size_t>(dtype_bytes(from.dtype));
     std::array<std::int64_t, 4> shape = {1, 1, 1, 1};
-    for (int axis = 0; axis < from.rank; ++axis) shape[static_cast<std::size_t>(axis)] = from.shape[static_cast<std::size_t>(axis)];
+    for (int axis = 0; axis < from.rank; ++axis)
+      shape[static_cast<std::size_t>(axis)] = from.shape[static_cast<std::size_t>(axis)];
     for (std::int64_t a = 0; a < shape[0]; ++a) {
       for (std::int64_t b = 0; b < shape[1]; ++b) {
         for (std::int64_t c = 0; c < shape[2]; ++c) {
@@ -71,7 +72,8 @@ class FarTensors {
               return (a * view.strides[0] + b * view.strides[1] + c * view.strides[2] + d * view.strides[3]) *
                      static_cast<std::int64_t>(bytes);
             };
-            std::copy_n(static_cast<const char*>(from.data) + offset(from), bytes, static_cast<char*>(to.data) + offset(to));
+            std::copy_n(static_cast<const char*>(from.data) + offset(from), bytes,
+                        static_cast<char*>(to.data) + offset(to));
           }
         }
       }

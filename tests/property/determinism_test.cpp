@@ -119,7 +119,8 @@ TEST_P(Determinism, OnePlanRunsFromSeveralThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Determinism, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Cases, Determinism, testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace tessera

@@ -65,7 +65,8 @@ std::vector<Case> cases() {
       make_case("key_lengths", [](Problem& p, TensorOptions&) { p.key_lengths = {5, 2}; }),
       make_case("everything",
                 [](Problem& p, TensorOptions&) {
-                  p.mask = Mask::window(3, 1) & Mask::segments({{0, 0, 1, 1, 0, 1, 1, 1}, {0, 0, 1, 1, 1, 0, 0, 1, 1, 2}});
+                  p.mask =
+                      Mask::window(3, 1) & Mask::segments({{0, 0, 1, 1, 0, 1, 1, 1}, {0, 0, 1, 1, 1, 0, 0, 1, 1, 2}});
                   p.softcap = 2.0F;
                   p.alibi = p.sinks = true;
                   p.bias_shape = {{1, 1, 4, 5}};

@@ -161,8 +161,8 @@ TEST_P(Invariance, QueriesCanBeComputedInParts) {
     for (const Range rows : {Range{0, 1}, Range{1, 50}, Range{50, kSeqQ}}) {
       Problem part = problem;
       part.seq_q = rows.size();
-      part.mask = problem.mask.with_alignment(
-          Alignment::at(problem.mask.alignment().resolve(kSeqQ, kSeqK) + rows.begin));
+      part.mask =
+          problem.mask.with_alignment(Alignment::at(problem.mask.alignment().resolve(kSeqQ, kSeqK) + rows.begin));
       part.dropout.query_start = rows.begin;
       ForwardTensors forward = parts.forward();
       BackwardTensors backward = parts.backward();
@@ -258,7 +258,8 @@ TEST(Documents, SegmentsAndRaggedSequencesAgree) {
       const Outputs from_ragged = test::run_both(a, target.options());
       const Outputs from_packed = test::run_both(b, target.options());
       for (std::size_t n = 0; n < from_ragged.size(); ++n) {
-        EXPECT_LE(test::relative_error(from_ragged[n].values, from_packed[n].values), kTolerance) << from_ragged[n].name;
+        EXPECT_LE(test::relative_error(from_ragged[n].values, from_packed[n].values), kTolerance)
+            << from_ragged[n].name;
       }
     }
   }

@@ -88,7 +88,8 @@ void check_elements(const Draw& draw, const TileSchedule& schedule) {
   for (std::int64_t i = 0; i < draw.sequence.queries; ++i) {
     const Range keys = schedule.keys_of(i);
     for (std::int64_t j = 0; j < draw.sequence.keys; ++j) {
-      ASSERT_EQ(keys.begin <= j && j < keys.end, attends(draw.mask, draw.sequence, i, j)) << "query " << i << " key " << j;
+      ASSERT_EQ(keys.begin <= j && j < keys.end, attends(draw.mask, draw.sequence, i, j))
+          << "query " << i << " key " << j;
     }
     if (keys.empty()) {
       ASSERT_EQ(keys, Range{}) << "query " << i;

@@ -67,8 +67,8 @@ std::vector<Case> cases() {
 Problem part_of(const Problem& whole, std::int64_t begin, std::int64_t end) {
   Problem part = whole;
   part.seq_k = end - begin;
-  part.mask = whole.mask.with_alignment(
-      Alignment::at(whole.mask.alignment().resolve(whole.seq_q, whole.seq_k) - begin));
+  part.mask =
+      whole.mask.with_alignment(Alignment::at(whole.mask.alignment().resolve(whole.seq_q, whole.seq_k) - begin));
   part.dropout.key_start += begin;
   if (part.bias_shape) (*part.bias_shape)[3] = end - begin;
   return part;
@@ -92,8 +92,14 @@ HostTensor like(const HostTensor& tensor) {
 }
 
 Part forward_of_part(const ProblemTensors& whole, std::int64_t begin, std::int64_t end, const Target& target) {
-  Part part{begin, end, part_of(whole.problem(), begin, end), like(whole.out), like(whole.lse),
-            like(whole.dout), like(whole.lse), like(whole.dq)};
+  Part part{begin,
+            end,
+            part_of(whole.problem(), begin, end),
+            like(whole.out),
+            like(whole.lse),
+            like(whole.dout),
+            like(whole.lse),
+            like(whole.dq)};
   const ForwardTensors all = whole.forward();
   ForwardTensors tensors;
   tensors.q = all.q;
@@ -109,7 +115,8 @@ Part forward_of_part(const ProblemTensors& whole, std::int64_t begin, std::int64
 // Gradients of O = sum_p w_p O_p and LSE = log sum_p exp(LSE_p) with w_p = exp(LSE_p - LSE):
 // dO_p = w_p dO and dLSE_p = w_p (dO . (O_p - O) + dLSE).
 void set_part_gradients(const ProblemTensors& whole, Part& part) {
-  const Values out = whole.out.values(), lse = whole.lse.values(), dout = whole.dout.values(), dlse = whole.dlse.values();
+  const Values out = whole.out.values(), lse = whole.lse.values(), dout = whole.dout.values(),
+               dlse = whole.dlse.values();
   const Values part_out = part.out.values(), part_lse = part.lse.values();
   Values part_dout(dout.size()), part_dlse(dlse.size());
   for (std::int64_t row = 0; row < 2 * kSeqQ * kHeads; ++row) {
@@ -193,7 +200,8 @@ TEST_P(SplitMerge, PartsMakeTheWhole) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, SplitMerge, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Cases, SplitMerge, testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace tessera

@@ -11,7 +11,7 @@ namespace tessera::test {
 struct Target {
   std::string impl;
   std::string isa;  // empty for Impls without a choice
-  int threads = 0;
+  int threads = 1;  // more only where threads are the question: on a busy machine they wait for each other
 
   PlanOptions options() const;
   // "flash/AVX2", "reference"

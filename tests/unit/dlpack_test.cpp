@@ -36,9 +36,7 @@ struct DLTensor {
 
 class DlpackTest : public testing::Test {
  protected:
-  DLTensor make(DLDataType dtype) {
-    return {data_.data(), {kDLCPU, 0}, 3, dtype, shape_.data(), strides_.data(), 0};
-  }
+  DLTensor make(DLDataType dtype) { return {data_.data(), {kDLCPU, 0}, 3, dtype, shape_.data(), strides_.data(), 0}; }
 
   std::vector<float> data_ = std::vector<float>(256);
   std::vector<std::int64_t> shape_ = {2, 3, 4};

@@ -32,7 +32,8 @@ struct Row {
 Row merge_rows(const Row& a, const Row& b) {
   Row result{{kNaN, kNaN}, kNaN};
   merge(a.view(), b.view(),
-        {TensorView(result.out.data(), DType::float32, {1, 1, 1, 2}), TensorView(&result.lse, DType::float32, {1, 1, 1})});
+        {TensorView(result.out.data(), DType::float32, {1, 1, 1, 2}),
+         TensorView(&result.lse, DType::float32, {1, 1, 1})});
   return result;
 }
 
@@ -88,9 +89,10 @@ TEST(Merge, NaNStaysInItsRow) {
   const std::vector<float> lse_b = {0, 0};
   const Partial result{TensorView(out_a.data(), DType::float32, {2, 1, 2}),
                        TensorView(lse_a.data(), DType::float32, {1, 2})};
-  merge({result.out, result.lse},
-        {ConstTensorView(out_b.data(), DType::float32, {2, 1, 2}), ConstTensorView(lse_b.data(), DType::float32, {1, 2})},
-        result);
+  merge(
+      {result.out, result.lse},
+      {ConstTensorView(out_b.data(), DType::float32, {2, 1, 2}), ConstTensorView(lse_b.data(), DType::float32, {1, 2})},
+      result);
   EXPECT_NEAR(out_a[0], 3, 1e-6);
   EXPECT_NEAR(out_a[1], 4, 1e-6);
   EXPECT_NEAR(lse_a[0], std::log(2.0), 1e-6);
@@ -141,9 +143,12 @@ TEST(Merge, SixteenBitPartsIntoFloat) {
   const std::array<std::uint16_t, 2> three_four_f16 = {0x4200, 0x4400};
   const float lse = 1.0F;
   Row result{{kNaN, kNaN}, kNaN};
-  merge({ConstTensorView(one_two_bf16.data(), DType::bfloat16, {1, 1, 1, 2}), ConstTensorView(&lse, DType::float32, {1, 1, 1})},
-        {ConstTensorView(three_four_f16.data(), DType::float16, {1, 1, 1, 2}), ConstTensorView(&lse, DType::float32, {1, 1, 1})},
-        {TensorView(result.out.data(), DType::float32, {1, 1, 1, 2}), TensorView(&result.lse, DType::float32, {1, 1, 1})});
+  merge({ConstTensorView(one_two_bf16.data(), DType::bfloat16, {1, 1, 1, 2}),
+         ConstTensorView(&lse, DType::float32, {1, 1, 1})},
+        {ConstTensorView(three_four_f16.data(), DType::float16, {1, 1, 1, 2}),
+         ConstTensorView(&lse, DType::float32, {1, 1, 1})},
+        {TensorView(result.out.data(), DType::float32, {1, 1, 1, 2}),
+         TensorView(&result.lse, DType::float32, {1, 1, 1})});
   EXPECT_NEAR(result.out[0], 2, 1e-6);
   EXPECT_NEAR(result.out[1], 3, 1e-6);
 }
@@ -151,16 +156,20 @@ TEST(Merge, SixteenBitPartsIntoFloat) {
 TEST(Merge, EmptyTensors) {
   const ConstPartial empty{ConstTensorView(nullptr, DType::float32, {0, 3, 2, 4}),
                            ConstTensorView(nullptr, DType::float32, {0, 2, 3})};
-  EXPECT_NO_THROW(merge(empty, empty,
-                        {TensorView(nullptr, DType::float32, {0, 3, 2, 4}), TensorView(nullptr, DType::float32, {0, 2, 3})}));
+  EXPECT_NO_THROW(
+      merge(empty, empty,
+            {TensorView(nullptr, DType::float32, {0, 3, 2, 4}), TensorView(nullptr, DType::float32, {0, 2, 3})}));
 }
 
 TEST(Merge, RefusesWhatDoesNotFit) {
   std::vector<float> data(64);
-  const auto view = [&](std::initializer_list<std::int64_t> shape) { return TensorView(data.data(), DType::float32, shape); };
+  const auto view = [&](std::initializer_list<std::int64_t> shape) {
+    return TensorView(data.data(), DType::float32, shape);
+  };
   const Partial good{view({1, 2, 3, 4}), view({1, 3, 2})};
   const ConstPartial in{good.out, good.lse};
-  expect_invalid({"b.out", "[1, 3, 3, 4]", "[1, 2, 3, 4]"}, [&] { merge(in, {view({1, 3, 3, 4}), view({1, 3, 3})}, good); });
+  expect_invalid({"b.out", "[1, 3, 3, 4]", "[1, 2, 3, 4]"},
+                 [&] { merge(in, {view({1, 3, 3, 4}), view({1, 3, 3})}, good); });
   expect_invalid({"b.lse", "[1, 2, 3]", "[1, 3, 2]"}, [&] { merge(in, {view({1, 2, 3, 4}), view({1, 2, 3})}, good); });
   expect_invalid({"result.out"}, [&] { merge(in, in, {view({1, 2, 3, 5}), good.lse}); });
   expect_invalid({"result.lse", "absent"}, [&] { merge(in, in, {good.out, {}}); });

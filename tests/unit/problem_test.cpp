@@ -118,8 +118,8 @@ TEST(Problem, DescribeNamesEveryFieldThatWasSet) {
   problem.dropout = {0.25, 99, 0, 0, 0, 0};
   const std::string text = problem.describe();
   EXPECT_EQ(text.find('\n'), std::string::npos);
-  for (const char* part : {"bfloat16", "float32", "batch 2", "5x7", "4:2", "16:8", "[7, 3]", "window(4, 0)", "scale 0.5",
-                           "softcap 30", "alibi", "sinks", "[2, 1, 5, 7]", "dropout 0.25", "99"}) {
+  for (const char* part : {"bfloat16", "float32", "batch 2", "5x7", "4:2", "16:8", "[7, 3]", "window(4, 0)",
+                           "scale 0.5", "softcap 30", "alibi", "sinks", "[2, 1, 5, 7]", "dropout 0.25", "99"}) {
     EXPECT_NE(text.find(part), std::string::npos) << "no '" << part << "' in: " << text;
   }
 }

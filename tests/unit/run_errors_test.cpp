@@ -83,7 +83,8 @@ class RunErrors : public testing::Test {
     expect_invalid(parts, [&] { plan.run(tensors); });
     for (const float* output : outputs_) EXPECT_EQ(output[0], kUntouched) << "written in spite of the refusal";
   }
-  void refused_forward(const std::function<void(ForwardTensors&)>& change, std::initializer_list<std::string_view> parts) {
+  void refused_forward(const std::function<void(ForwardTensors&)>& change,
+                       std::initializer_list<std::string_view> parts) {
     ForwardTensors tensors = forward();
     change(tensors);
     expect_refused(whole_problem(), tensors, parts);
@@ -122,7 +123,8 @@ TEST_F(RunErrors, AbsentTensors) {
 
 TEST_F(RunErrors, WrongShapes) {
   refused_forward([&](auto& t) { t.q = input({kBatch, kSeqQ, kHeads, 7}); }, {"q", "[2, 3, 4, 7]", "[2, 3, 4, 8]"});
-  refused_forward([&](auto& t) { t.k = input({kBatch, kSeqQ, kHeadsKv, kDimQk}); }, {"k", "[2, 3, 2, 8]", "[2, 4, 2, 8]"});
+  refused_forward([&](auto& t) { t.k = input({kBatch, kSeqQ, kHeadsKv, kDimQk}); },
+                  {"k", "[2, 3, 2, 8]", "[2, 4, 2, 8]"});
   refused_forward([&](auto& t) { t.v = input({kBatch, kSeqK, kHeads, kDimV}); }, {"v", "[2, 4, 4, 6]", "[2, 4, 2, 6]"});
   refused_forward([&](auto& t) { t.q = input({6, kHeads, kDimQk}); }, {"q", "[6, 4, 8]", "[2, 3, 4, 8]"});
   refused_forward([&](auto& t) { t.lse = output({kBatch, kSeqQ, kHeads}); }, {"lse", "[2, 3, 4]", "[2, 4, 3]"});
@@ -131,7 +133,8 @@ TEST_F(RunErrors, WrongShapes) {
   refused_forward([&](auto& t) { t.score.alibi_slopes = input({3, kHeads}); }, {"alibi_slopes", "[3, 4]", "[2, 4]"});
   refused_forward([&](auto& t) { t.score.sinks = input({3}); }, {"sinks", "[3]", "[4]"});
   refused_backward([&](auto& t) { t.dlse = input({kHeads, kSeqQ}); }, {"dlse", "[4, 3]", "[2, 4, 3]"});
-  refused_backward([&](auto& t) { t.dk = output({kBatch, kSeqK, kHeads, kDimQk}); }, {"dk", "[2, 4, 4, 8]", "[2, 4, 2, 8]"});
+  refused_backward([&](auto& t) { t.dk = output({kBatch, kSeqK, kHeads, kDimQk}); },
+                   {"dk", "[2, 4, 4, 8]", "[2, 4, 2, 8]"});
   refused_backward([&](auto& t) { t.dbias = output({1, 2, kSeqQ, kSeqK}); }, {"dbias", "[1, 2, 3, 4]", "[2, 4, 3, 4]"});
   refused_backward([&](auto& t) { t.dbias = output({kHeads, kSeqQ, kSeqK}); }, {"dbias", "[4, 3, 4]", "4 dimensions"});
   refused_backward([&](auto& t) { t.dsinks = output({1, kHeads}); }, {"dsinks", "[1, 4]", "[4]"});
@@ -217,7 +220,8 @@ TEST_F(RunErrors, WorkspaceThatIsTooSmallOrMisaligned) {
     auto* aligned = static_cast<std::byte*>(start);
     expect_invalid({"workspace", std::to_string(needed - 1), std::to_string(needed)},
                    [&] { plan.run(backward(), {aligned, needed - 1}); });
-    expect_invalid({"workspace", "1 bytes past", "multiples of 64"}, [&] { plan.run(backward(), {aligned + 1, needed}); });
+    expect_invalid({"workspace", "1 bytes past", "multiples of 64"},
+                   [&] { plan.run(backward(), {aligned + 1, needed}); });
     EXPECT_NO_THROW(plan.run(backward(), {aligned, needed}));
   }
   EXPECT_TRUE(checked) << "no Impl needs a workspace";

@@ -55,8 +55,8 @@ TEST(Types, ErrorKeepsCodeAndMessage) {
 }
 
 TEST(Types, VersionStringMatchesItsNumbers) {
-  EXPECT_EQ(std::string(kVersion), std::to_string(kVersionMajor) + "." + std::to_string(kVersionMinor) + "." +
-                                       std::to_string(kVersionPatch));
+  EXPECT_EQ(std::string(kVersion),
+            std::to_string(kVersionMajor) + "." + std::to_string(kVersionMinor) + "." + std::to_string(kVersionPatch));
 }
 
 }  // namespace
