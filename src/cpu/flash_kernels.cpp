@@ -52,13 +52,15 @@ struct Arithmetic {
   static HWY_INLINE Unit pack(Element even, Element /*odd*/) { return even; }
 };
 
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_steps-inl.h"
+// clang-format off: each needs those before it
 #include "cpu/micro_kernel-inl.h"
+#include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/scores-inl.h"
-#include "cpu/vector_math-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_steps-inl.h"
+// clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::float32_products
 HWY_AFTER_NAMESPACE();
@@ -115,13 +117,15 @@ struct Arithmetic {
   }
 };
 
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_steps-inl.h"
+// clang-format off: each needs those before it
 #include "cpu/micro_kernel-inl.h"
+#include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/scores-inl.h"
-#include "cpu/vector_math-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_steps-inl.h"
+// clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_products
 HWY_POP_ATTRIBUTES
