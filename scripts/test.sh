@@ -4,8 +4,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fuzz_seconds="${FUZZ_SECONDS:-5}"
-
 # ThreadSanitizer of older Clang releases cannot place its shadow memory under full address randomisation.
 fixed_addresses=()
 if setarch "$(uname -m)" -R true 2>/dev/null; then
@@ -26,11 +24,10 @@ if stage "build: dev" configure_and_build dev; then
   stage "tests: dev" run_tests dev -LE gpu || true
 fi
 if stage "build: asan-ubsan" configure_and_build asan-ubsan; then
-  stage "tests: asan-ubsan" run_tests asan-ubsan -L cpu -LE 'slow|gpu|fuzz' || true
-  stage "fuzzers" scripts/fuzz.sh build/asan-ubsan "$fuzz_seconds" || true
+  stage "tests and fuzzers: asan-ubsan" run_tests asan-ubsan -LE 'slow|gpu' || true
 fi
 if stage "build: tsan" configure_and_build tsan; then
-  stage "tests: tsan" run_tests tsan -L cpu -LE 'slow|gpu|fuzz' || true
+  stage "tests: tsan" run_tests tsan -LE 'slow|gpu' || true
 fi
 
 stage_table
