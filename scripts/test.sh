@@ -21,7 +21,7 @@ set -- dev asan-ubsan tsan
 stage "set-up" scripts/setup.sh test || exit 1
 if stage "build: dev" configure_and_build dev; then
   stage "lint" scripts/lint.sh build/dev || true
-  stage "tests: dev" run_tests dev -LE gpu || true
+  stage "tests: dev" run_tests dev || true
 fi
 if stage "build: asan-ubsan" configure_and_build asan-ubsan; then
   stage "tests and fuzzers: asan-ubsan" run_tests asan-ubsan -LE 'slow|gpu' || true

@@ -16,7 +16,7 @@ int main() {
                              {v.data(), float32, {1, 2, 1, 2}}, {out.data(), float32, {1, 1, 1, 2}},
                              {lse.data(), float32, {1, 1, 1}});
   std::cout << "tessera " << tessera::kVersion << ": out " << out[0] << ' ' << out[1] << ", lse " << lse[0] << '\n';
-  const bool right = std::abs(out[0] - 2.0F) < 1e-6F && std::abs(out[1] - 4.0F) < 1e-6F &&
-                     std::abs(lse[0] - std::log(2.0F)) < 1e-6F;
+  const bool right =
+      std::abs(out[0] - 2.0F) < 1e-6F && std::abs(out[1] - 4.0F) < 1e-6F && std::abs(lse[0] - std::log(2.0F)) < 1e-6F;
   return right ? 0 : 1;
 }
