@@ -93,7 +93,7 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 }
 
 ::CLI::Option* add_integer(::CLI::App& app, const std::string& names, const std::string& description,
-                           std::int64_t lowest, std::int64_t highest, std::function<void(std::int64_t)> set) {
+                           std::int64_t lowest, std::int64_t highest, const std::function<void(std::int64_t)>& set) {
   const bool open = highest == std::numeric_limits<std::int64_t>::max();
   const std::string accepted =
       open ? fmt::format("an integer, {} or more", lowest) : fmt::format("an integer, {} to {}", lowest, highest);
@@ -108,7 +108,7 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 }
 
 ::CLI::Option* add_number(::CLI::App& app, const std::string& names, const std::string& description,
-                          std::function<void(double)> set) {
+                          const std::function<void(double)>& set) {
   return add_value(app, names, "X", description, "a finite number", [=](const std::string& text) {
     const auto value = to_number(text);
     if (value) {
@@ -140,7 +140,7 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 }
 
 ::CLI::Option* add_word(::CLI::App& app, const std::string& names, const std::string& description,
-                        const std::vector<std::string>& words, std::function<void(const std::string&)> set) {
+                        const std::vector<std::string>& words, const std::function<void(const std::string&)>& set) {
   return add_value(app, names, fmt::format("{}", fmt::join(words, "|")), description,
                    fmt::format("{}", fmt::join(words, ", ")), [=](const std::string& text) {
                      if (std::find(words.begin(), words.end(), text) == words.end()) {

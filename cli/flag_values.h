@@ -25,10 +25,10 @@ inline constexpr int kBadFlagsStatus = 2;
 
 // An integer within [lowest, highest].
 ::CLI::Option* add_integer(::CLI::App& app, const std::string& names, const std::string& description,
-                           std::int64_t lowest, std::int64_t highest, std::function<void(std::int64_t)> set);
+                           std::int64_t lowest, std::int64_t highest, const std::function<void(std::int64_t)>& set);
 // A finite number.
 ::CLI::Option* add_number(::CLI::App& app, const std::string& names, const std::string& description,
-                          std::function<void(double)> set);
+                          const std::function<void(double)>& set);
 // An integer of 64 bits without a sign.
 ::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description, std::uint64_t& seed);
 // Integers from 0, separated by commas.
@@ -36,7 +36,7 @@ inline constexpr int kBadFlagsStatus = 2;
                             std::vector<std::int64_t>& values, std::int64_t lowest = 0);
 // One of several words.
 ::CLI::Option* add_word(::CLI::App& app, const std::string& names, const std::string& description,
-                        const std::vector<std::string>& words, std::function<void(const std::string&)> set);
+                        const std::vector<std::string>& words, const std::function<void(const std::string&)>& set);
 
 // nullopt unless the whole text is a number.
 std::optional<std::int64_t> to_integer(std::string_view text);

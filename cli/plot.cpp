@@ -38,7 +38,7 @@ File scratch_file() {
 }
 
 std::string contents(std::FILE* file) {
-  std::rewind(file);
+  std::fseek(file, 0, SEEK_SET);
   std::string text;
   std::array<char, 1 << 14> buffer{};
   while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), file)) {
@@ -59,7 +59,7 @@ Finished run_gnuplot(const std::vector<const char*>& arguments, const std::strin
   const File out = scratch_file();
   const File err = scratch_file();
   std::fwrite(input.data(), 1, input.size(), in.get());
-  std::rewind(in.get());  // flushes, and the child shares the position
+  std::fseek(in.get(), 0, SEEK_SET);  // flushes, and the child shares the position
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);

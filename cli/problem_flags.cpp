@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <utility>
 
 #include "cli/flag_values.h"
 #include "core/fail.h"
@@ -27,8 +26,8 @@ constexpr const char* kPlanGroup = "Plan";
 
 const std::vector<std::string> kDTypeNames{"float32", "bfloat16", "float16"};
 
-void add_dtype(::CLI::App& app, const std::string& name, const std::string& description, std::function<void(DType)> set,
-               const char* group) {
+void add_dtype(::CLI::App& app, const std::string& name, const std::string& description,
+               const std::function<void(DType)>& set, const char* group) {
   add_word(app, name, description, kDTypeNames, [set](const std::string& word) {
     set(dtype_from_name(word));
   })->group(group);
@@ -163,8 +162,8 @@ void validate_flags(const Problem& problem, bool sizes_from_flags) {
 
 void ProblemFlags::add_shape(::CLI::App& app) {
   const auto integer = [&](const char* name, const char* description, std::int64_t lowest, std::int64_t highest,
-                           std::function<void(std::int64_t)> set) {
-    return add_integer(app, name, description, lowest, highest, std::move(set))->group(kShapeGroup);
+                           const std::function<void(std::int64_t)>& set) {
+    return add_integer(app, name, description, lowest, highest, set)->group(kShapeGroup);
   };
   add_dtype(app, "--dtype", "dtype of Q, K and V [float32]", [this](DType d) { dtype_ = d; }, kShapeGroup);
   integer("--batch", "sequences", 0, kMost, [this](auto n) { batch = n; })->default_str(std::to_string(batch));
@@ -276,8 +275,8 @@ void ProblemFlags::add_dropout(::CLI::App& app) {
 }
 
 void ProblemFlags::make_ragged(Problem& problem) const {
-  set_ragged(problem, cumulative(*lengths_, "--lengths"),
-             cumulative(lengths_k_ ? *lengths_k_ : *lengths_, "--lengths-k"));
+  const std::vector<std::int64_t> lengths = lengths_.value_or(std::vector<std::int64_t>{});
+  set_ragged(problem, cumulative(lengths, "--lengths"), cumulative(lengths_k_.value_or(lengths), "--lengths-k"));
 }
 
 Problem ProblemFlags::shape(std::int64_t length) const {

@@ -115,7 +115,9 @@ std::string Table::text() const {
 
 Progress::Progress(std::int64_t steps) : shown_(::isatty(STDERR_FILENO) == 1), steps_(steps) {}
 
-Progress::~Progress() {
+Progress::~Progress() { clear(); }
+
+void Progress::clear() const {
   if (shown_) {
     fmt::print(stderr, "\r\x1b[K");
   }

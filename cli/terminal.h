@@ -52,6 +52,8 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
   ~Progress();
   void step(std::string_view label, std::int64_t done);
+  // Takes the bar away, to print something else; the next step draws it again.
+  void clear() const;
 
  private:
   bool shown_;

@@ -144,6 +144,7 @@ int verify_random(const VerifyFlags& flags) {
       const CheckResult result = check_problem(random.problem, options);
       tally.add(result, index);
       if (!result.ok()) {
+        progress.clear();
         print_failure(random, result, flags, index);
       }
     } catch (const Error& error) {
@@ -158,7 +159,7 @@ int verify_random(const VerifyFlags& flags) {
       ++tally.features[feature];
     }
   }
-  progress.step("", flags.random);
+  progress.clear();
   print_tally(tally, flags.random);
   return tally.failed > 0 || tally.passed == 0 ? 1 : 0;
 }

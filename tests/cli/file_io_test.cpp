@@ -19,14 +19,11 @@ using test::expect_error;
 
 class FileIo : public testing::Test {
  protected:
-  FileIo() {
+  void SetUp() override {
     std::string pattern = (fs::temp_directory_path() / "tessera.XXXXXX").string();
     folder_ = ::mkdtemp(pattern.data());
   }
-  ~FileIo() override {
-    fs::permissions(folder_, fs::perms::owner_all);
-    fs::remove_all(folder_);
-  }
+  void TearDown() override { fs::remove_all(folder_); }
 
   static std::string text_of(const fs::path& path) {
     std::ifstream file(path, std::ios::binary);

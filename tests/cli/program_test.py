@@ -446,7 +446,7 @@ class Terminal(ProgramTest):
         done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=side, text=True, check=True, env=environment)
         os.close(side)
         drawn = os.read(main, 1 << 16).decode()
-        self.assertIn("3/3", drawn)
+        self.assertIn("2/3", drawn)
         self.assertTrue(drawn.endswith("\r\x1b[K"), "the bar is gone at the end")
         self.assertNotIn("\x1b", done.stdout)
 

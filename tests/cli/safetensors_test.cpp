@@ -24,14 +24,13 @@ std::vector<std::byte> bytes_of(std::string_view text) {
 
 // A file with this header and this many bytes of data: 0, 1, 2, ...
 std::vector<std::byte> file_of(std::string_view header, std::size_t data_bytes) {
-  std::vector<std::byte> file;
-  for (int i = 0; i < 8; ++i) {
-    file.push_back(static_cast<std::byte>((header.size() >> (8 * i)) & 0xFF));
+  std::vector<std::byte> file(8 + header.size() + data_bytes);
+  for (std::size_t i = 0; i < 8; ++i) {
+    file[i] = static_cast<std::byte>((header.size() >> (8 * i)) & 0xFF);
   }
-  const auto text = bytes_of(header);
-  file.insert(file.end(), text.begin(), text.end());
+  std::ranges::copy(std::as_bytes(std::span(header)), file.begin() + 8);
   for (std::size_t i = 0; i < data_bytes; ++i) {
-    file.push_back(static_cast<std::byte>(i));
+    file[8 + header.size() + i] = static_cast<std::byte>(i);
   }
   return file;
 }
