@@ -132,7 +132,7 @@ class FlashBackward {
     first_key_ = tile_first_key_ + columns_.begin;
     load_queries();
     const bool special_tile = special_ || plan_.special_keys.in(workspace_)[special_index(key_tile)] != 0;
-    by_row_ = kind == TileKind::partial && special_tile;
+    by_row_ = special_tile && (kind == TileKind::partial || any_row_sees_nothing());
 
     multiply_by_keys(plan_, q_, plan_.layout.q_stride, packed(plan_.keys_t) + first_key_ * plan_.units_qk,
                      plan_.units_qk, rows_.size(), columns_.size(), scores_);
@@ -145,6 +145,20 @@ class FlashBackward {
     if constexpr (kUnit == 2) {
       round_to_pairs();
     }
+  }
+
+  // Behind the mask, or because every score is -inf: the gradients are zero, also where 0 would meet an infinity.
+  bool row_sees_nothing(std::int64_t query) const {
+    const float lse = plan_.lse_log2.in(workspace_)[plan_.query_line(*sequence_, head_) + query];
+    return lse == -std::numeric_limits<float>::infinity();
+  }
+
+  bool any_row_sees_nothing() const {
+    bool any = false;
+    for (std::int64_t query = rows_.begin; query < rows_.end; ++query) {
+      any = any || row_sees_nothing(query);
+    }
+    return any;
   }
 
   std::int64_t special_index(std::int64_t key_tile) const {
@@ -216,7 +230,7 @@ class FlashBackward {
     }
     const std::int64_t line = plan_.query_line(*sequence_, head_) + query;
     const float lse = plan_.lse_log2.in(workspace_)[line];
-    const bool sees_nothing = lse == -std::numeric_limits<float>::infinity();
+    const bool sees_nothing = row_sees_nothing(query);
     const auto scale = hn::Set(d, factor);
     const auto offset = hn::Set(d, sees_nothing ? 0.0F : lse);
     const auto delta = hn::Set(d, plan_.delta.in(workspace_)[line]);
@@ -299,7 +313,9 @@ class FlashBackward {
       return static_cast<float>(load_element(rows.at(row), rows.dtype, column));
     };
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
-      const Range seen = visible_columns(*schedule_, rows_.begin + r, first_key_, columns_.size());
+      const Range seen = row_sees_nothing(rows_.begin + r)
+                             ? Range{}
+                             : visible_columns(*schedule_, rows_.begin + r, first_key_, columns_.size());
       for (std::int64_t j = seen.begin; j < seen.end; ++j) {
         const float p = scores_[r * plan_.layout.score_stride + j];
         const float ds = dp_[r * plan_.layout.score_stride + j];
