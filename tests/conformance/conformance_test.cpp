@@ -80,7 +80,7 @@ TEST_P(RandomProblems, Conform) {
   const std::vector<Target> targets = test::all_targets();
   for (std::uint64_t n = 0; n < kProblemsPerShard; ++n) {
     const std::uint64_t index = GetParam() * kProblemsPerShard + n;
-    SCOPED_TRACE("tessera verify --random 1 --seed " + std::to_string(kSeed) + ", problem " + std::to_string(index));
+    SCOPED_TRACE("tessera verify --random 1 --seed " + std::to_string(kSeed) + " --first " + std::to_string(index));
     const cli::RandomProblem random = cli::random_problem(kSeed, index);
     std::vector<Target> chosen = {targets.front()};
     if (const std::size_t turn = index % targets.size(); turn > 0) chosen.push_back(targets[turn]);
