@@ -28,21 +28,25 @@ class FlashExecutable final : public Executable {
   }
 
   void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* /*stream*/) const override {
-    for_each(plan_.pack_items,
-             [&](std::int64_t item, int /*thread*/) { kernels_.pack_forward(plan_, tensors, workspace, item); });
-    for_each(plan_.items,
-             [&](std::int64_t item, int thread) { kernels_.forward(plan_, tensors, workspace, thread, item); });
+    for (const FlashWave& wave : plan_.waves) {
+      for_each(wave.pack_items,
+               [&](std::int64_t item, int /*thread*/) { kernels_.pack_forward(plan_, tensors, workspace, item); });
+      for_each(wave.items,
+               [&](std::int64_t item, int thread) { kernels_.forward(plan_, tensors, workspace, thread, item); });
+    }
   }
 
   void run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* /*stream*/) const override {
-    for_each(plan_.pack_items,
-             [&](std::int64_t item, int /*thread*/) { kernels_.pack_backward(plan_, tensors, workspace, item); });
-    for_each(plan_.line_items,
+    const Range lines{0, static_cast<std::int64_t>(plan_.line_items.size())};
+    for_each(lines,
              [&](std::int64_t item, int /*thread*/) { kernels_.row_statistics(plan_, tensors, workspace, item); });
-    for_each(plan_.items,
-             [&](std::int64_t item, int thread) { kernels_.backward(plan_, tensors, workspace, thread, item); });
-    for_each(plan_.line_items,
-             [&](std::int64_t item, int /*thread*/) { kernels_.reduce_dq(plan_, tensors, workspace, item); });
+    for (const FlashWave& wave : plan_.waves) {
+      for_each(wave.pack_items,
+               [&](std::int64_t item, int /*thread*/) { kernels_.pack_backward(plan_, tensors, workspace, item); });
+      for_each(wave.items,
+               [&](std::int64_t item, int thread) { kernels_.backward(plan_, tensors, workspace, thread, item); });
+    }
+    for_each(lines, [&](std::int64_t item, int /*thread*/) { kernels_.reduce_dq(plan_, tensors, workspace, item); });
     if (!tensors.dbias.absent()) {
       run_bias_gradient(tensors, workspace);
     }
@@ -52,9 +56,10 @@ class FlashExecutable final : public Executable {
   }
 
  private:
-  template <class Item, class Body>
-  void for_each(const std::vector<Item>& items, const Body& body) const {
-    parallel_items(static_cast<std::int64_t>(items.size()), plan_.threads, body);
+  template <class Body>
+  void for_each(Range items, const Body& body) const {
+    parallel_items(items.size(), plan_.threads,
+                   [&](std::int64_t item, int thread) { body(items.begin + item, thread); });
   }
 
   // A pass of its own over the scores, parallel over the elements of dbias and never over what is summed into one: so

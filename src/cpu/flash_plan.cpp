@@ -39,10 +39,7 @@ void add_sequences(FlashPlan& plan) {
         problem.ragged() ? problem.cu_seqlens_k[index + 1] - problem.cu_seqlens_k[index] : problem.seq_k;
     sequence.padded_keys = round_up(sequence.span.keys, granule(plan));
     sequence.key_tiles = ceil_div(sequence.span.keys, plan.tile_k);
-    sequence.packed_tile = plan.packed_tiles;
-    plan.packed_tiles += sequence.key_tiles;
-    sequence.packed_row = plan.packed_rows;
-    plan.packed_rows += sequence.padded_keys;
+    sequence.first_group = static_cast<std::size_t>(b * problem.heads_kv);
     plan.query_rows += sequence.span.queries;
     const bool same_as_before = !plan.sequences.empty() && !problem.mask.has_segments() &&
                                 plan.sequences.back().span.queries == sequence.span.queries &&
@@ -144,8 +141,50 @@ void add_pack_items(FlashPlan& plan) {
   }
 }
 
+// Items of one group, counted by the caller's order: both lists go through the groups in order.
+template <class Item, class Head>
+std::int64_t end_of_group(const std::vector<Item>& items, std::int64_t begin, std::int64_t batch,
+                          const Head& in_group) {
+  auto end = static_cast<std::size_t>(begin);
+  while (end < items.size() && items[end].batch == batch && in_group(items[end])) {
+    ++end;
+  }
+  return static_cast<std::int64_t>(end);
+}
+
+void add_waves(FlashPlan& plan) {
+  const Problem& problem = plan.problem;
+  const bool forward = plan.pass == Pass::forward;
+  // The pass over the scores for dbias visits the groups in its own order: it needs all of them at once.
+  const bool all_at_once = !forward && problem.bias_shape.has_value();
+  const std::int64_t items_per_wave = plan.threads == 1 ? 1 : 8 * plan.threads;
+  const std::int64_t heads_of_item = forward ? problem.group_size() : 1;
+  FlashWave wave;
+  FlashGroup place;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(b)];
+    for (std::int64_t head_kv = 0; head_kv < problem.heads_kv; ++head_kv) {
+      if (!all_at_once && wave.items.size() >= items_per_wave) {
+        plan.waves.push_back(wave);
+        wave = {{wave.pack_items.end, wave.pack_items.end}, {wave.items.end, wave.items.end}};
+        place = {};
+      }
+      plan.groups.push_back(place);
+      place.packed_row += sequence.padded_keys;
+      place.packed_tile += sequence.key_tiles;
+      plan.packed_rows = std::max(plan.packed_rows, place.packed_row);
+      plan.packed_tiles = std::max(plan.packed_tiles, place.packed_tile);
+      wave.pack_items.end = end_of_group(plan.pack_items, wave.pack_items.end, b,
+                                         [&](const PackItem& item) { return item.head_kv == head_kv; });
+      wave.items.end = end_of_group(plan.items, wave.items.end, b,
+                                    [&](const FlashItem& item) { return item.head / heads_of_item == head_kv; });
+    }
+  }
+  plan.waves.push_back(wave);
+}
+
 void add_operands(FlashPlan& plan, WorkspaceLayout& layout) {
-  const std::int64_t rows = plan.packed_rows * plan.problem.heads_kv;
+  const std::int64_t rows = plan.packed_rows;
   const std::int64_t unit = plan.shape.depth_unit;
   const auto add = [&](PackedOperand& operand, std::int64_t units_per_row) {
     operand.units_per_row = units_per_row;
@@ -159,8 +198,8 @@ void add_operands(FlashPlan& plan, WorkspaceLayout& layout) {
     add(plan.values_t, plan.units_v);
     add(plan.keys, plan.panels_qk * panel / unit);
   }
-  plan.special_keys = layout.add<std::uint8_t>(plan.packed_tiles * plan.problem.heads_kv);
-  plan.special_values = layout.add<std::uint8_t>(plan.packed_tiles * plan.problem.heads_kv);
+  plan.special_keys = layout.add<std::uint8_t>(plan.packed_tiles);
+  plan.special_values = layout.add<std::uint8_t>(plan.packed_tiles);
 }
 
 void add_scratch_of_modifiers(const FlashPlan& plan, FlashScratch& s, WorkspaceLayout& layout) {
@@ -245,13 +284,13 @@ FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& 
   choose_tiles(plan);
   add_sequences(plan);
   add_pack_items(plan);
+  pass == Pass::forward ? add_forward_items(plan) : add_backward_items(plan);
+  add_waves(plan);
   WorkspaceLayout layout;
   add_operands(plan, layout);
   if (pass == Pass::forward) {
-    add_forward_items(plan);
     add_forward_scratch(plan);
   } else {
-    add_backward_items(plan);
     add_line_items(plan);
     const std::int64_t lines = problem.total_q() * problem.heads_q;
     plan.lse_log2 = layout.add<float>(lines);

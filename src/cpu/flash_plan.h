@@ -38,15 +38,26 @@ struct PackItem {
   std::int64_t key_tile = 0;
 };
 
-// One sequence: spans, the packed rows before it, and its tile schedule.
+// One sequence: its span and its tile schedule.
 struct FlashSequence {
   SequenceSpan span;
   std::int64_t stored_keys = 0;  // rows of K and V that exist, of which span.keys are in use
   std::int64_t padded_keys = 0;
-  std::int64_t packed_row = 0;  // sum of padded_keys of the sequences before
   std::int64_t key_tiles = 0;
-  std::int64_t packed_tile = 0;  // sum of key_tiles of the sequences before
-  std::size_t schedule = 0;      // index into FlashPlan::schedules
+  std::size_t first_group = 0;  // index into FlashPlan::groups of its key head 0
+  std::size_t schedule = 0;     // index into FlashPlan::schedules
+};
+
+// One (sequence, key head): where its packed rows and tiles begin among those of its wave.
+struct FlashGroup {
+  std::int64_t packed_row = 0;
+  std::int64_t packed_tile = 0;
+};
+
+// Groups that are packed, used and overwritten together: as few as keep every thread busy, so that packed operands stay
+// in cache and the workspace stays small. Indices into FlashPlan::pack_items and ::items.
+struct FlashWave {
+  Range pack_items, items;
 };
 
 // Packed operands, in 4-byte units. K and V are packed once per (sequence, key head) and shared by every query tile and
@@ -91,11 +102,13 @@ struct FlashPlan {
 
   std::vector<FlashSequence> sequences;
   std::vector<TileSchedule> schedules;
+  std::vector<FlashGroup> groups;  // key heads of the first sequence, of the second, ...
+  std::vector<FlashWave> waves;
   std::vector<PackItem> pack_items;
   std::vector<FlashItem> items;
   std::vector<FlashItem> line_items;  // backward: runs of query rows of each query head
   std::int64_t query_rows = 0;        // of all sequences
-  std::int64_t packed_rows = 0;       // of all sequences
+  std::int64_t packed_rows = 0;       // of the largest wave
   std::int64_t packed_tiles = 0;
   std::int64_t chunks = 1;  // backward: partials of dQ
 
@@ -112,10 +125,13 @@ struct FlashPlan {
   const TileSchedule& schedule_of(const FlashSequence& sequence) const { return schedules[sequence.schedule]; }
   // Units before the packed rows of one (sequence, key head).
   std::int64_t packed_units(const PackedOperand& operand, const FlashSequence& sequence, std::int64_t head_kv) const {
-    return (sequence.packed_row * problem.heads_kv + head_kv * sequence.padded_keys) * operand.units_per_row;
+    return group_of(sequence, head_kv).packed_row * operand.units_per_row;
   }
   std::int64_t special_index(const FlashSequence& sequence, std::int64_t head_kv, std::int64_t key_tile) const {
-    return sequence.packed_tile * problem.heads_kv + head_kv * sequence.key_tiles + key_tile;
+    return group_of(sequence, head_kv).packed_tile + key_tile;
+  }
+  const FlashGroup& group_of(const FlashSequence& sequence, std::int64_t head_kv) const {
+    return groups[sequence.first_group + static_cast<std::size_t>(head_kv)];
   }
   // Index of the first row of one (sequence, query head) in lse_log2, delta and one partial of dQ.
   std::int64_t query_line(const FlashSequence& sequence, std::int64_t head) const {
