@@ -42,7 +42,9 @@ struct CheckResult {
 //
 // Allowed: for float32 problems 2e-6; for the others twice the error of `standard` plus one rounding of the output's dtype.
 // The error of `standard` counts as one rounding of the problem's dtype where it refuses, and as no less for an output of
-// a few numbers, which it may hit by luck.
+// a few numbers, which it may hit by luck. Two things take more:
+// - scores beyond 33: a float32 score of size L is exact to L roundings, 2^-24 L, and so is its weight (at most 1e-4);
+// - dbias and dsinks of a few numbers, each a sum of many terms of either sign: five times as much.
 //
 // An error beyond that is measured once more relative to the typical size of the output, if that is larger than ||ref||:
 // a few random numbers, or the difference that is the gradient of a softmax over one key, may cancel to nearly nothing,

@@ -108,7 +108,12 @@ void print_tally(const Tally& tally, std::int64_t problems) {
   }
   fmt::print("covered: {}\n\n", features);
   Table table({"output", "worst error", "allowed", "share", "problem"});
-  for (const auto& [name, worst] : tally.worst) {
+  for (const char* name : {"O", "LSE", "dQ", "dK", "dV", "dbias", "dsinks"}) {
+    const auto found = tally.worst.find(name);
+    if (found == tally.worst.end()) {
+      continue;
+    }
+    const Tally::Worst& worst = found->second;
     table.add({name, fmt::format("{:.2e}", worst.error), fmt::format("{:.2e}", worst.allowed),
                fmt::format("{:.0f} %", 100 * worst.share), std::to_string(worst.index)});
   }
