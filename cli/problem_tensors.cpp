@@ -53,7 +53,7 @@ HostTensor slopes_tensor(const Problem& problem, const TensorOptions& options) {
 }
 
 HostTensor bias_tensor(const Problem& problem, const TensorOptions& options) {
-  std::array<std::int64_t, 4> shape = *problem.bias_shape;
+  std::array<std::int64_t, 4> shape = problem.bias_shape.value_or(std::array<std::int64_t, 4>{1, 1, 1, 1});
   if (options.bias_expanded) {
     shape[0] = std::min<std::int64_t>(shape[0], 1);
     shape[1] = std::min<std::int64_t>(shape[1], 1);

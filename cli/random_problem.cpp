@@ -104,6 +104,7 @@ void draw_lengths(Random& random, Problem& problem) {
   }
   if (random.chance(0.2)) {
     std::vector<std::int64_t> lengths;
+    lengths.reserve(static_cast<std::size_t>(problem.batch));
     for (std::int64_t b = 0; b < problem.batch; ++b) {
       lengths.push_back(random.between(0, problem.sequence(b).keys));
     }

@@ -237,14 +237,10 @@ void check_bytes(const SafeTensor& tensor, std::int64_t bytes) {
 }
 
 Placed placed(HeaderTensor& tensor) {
-  const auto require = [&](bool present, const char* field) {
-    if (!present) {
-      fail(fmt::format("tensor {}: no {}", in_quotes(tensor.name), field));
-    }
-  };
-  require(tensor.dtype.has_value(), "dtype");
-  require(tensor.shape.has_value(), "shape");
-  require(tensor.offsets.has_value(), "data_offsets");
+  if (!tensor.dtype || !tensor.shape || !tensor.offsets) {
+    const char* missing = !tensor.dtype ? "dtype" : !tensor.shape ? "shape" : "data_offsets";
+    fail(fmt::format("tensor {}: no {}", in_quotes(tensor.name), missing));
+  }
   const auto& offsets = *tensor.offsets;
   if (offsets.size() != 2 || offsets[0] > offsets[1]) {
     fail(fmt::format("tensor {}: data_offsets [{}]; accepted: [begin, end] with begin <= end", in_quotes(tensor.name),

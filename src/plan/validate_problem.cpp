@@ -9,7 +9,6 @@ namespace tessera {
 
 namespace {
 
-using internal::checked_add;
 using internal::checked_mul;
 using internal::fail_argument;
 

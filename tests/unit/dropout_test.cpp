@@ -151,7 +151,7 @@ TEST(Dropout, NeighboursAreIndependent) {
     agree[3] += keeps == dropout_keeps(dropout, 1, 0, query, key);
     agree[4] += keeps == dropout_keeps(next_seed, 0, 0, query, key);
   }
-  for (const int count : agree) EXPECT_NEAR(count, kDraws / 2, 5 * std::sqrt(kDraws * 0.25));
+  for (const int count : agree) EXPECT_NEAR(count, kDraws * 0.5, 5 * std::sqrt(kDraws * 0.25));
 }
 
 }  // namespace

@@ -70,6 +70,7 @@ class Half : public testing::TestWithParam<DType> {};
 
 std::vector<std::uint16_t> all_patterns() {
   std::vector<std::uint16_t> patterns;
+  patterns.reserve(65536);
   for (int bits = 0; bits < 65536; ++bits) patterns.push_back(static_cast<std::uint16_t>(bits));
   return patterns;
 }
