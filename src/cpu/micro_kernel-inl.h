@@ -97,6 +97,11 @@ HWY_INLINE void micro_tile(const Product& p, const Arithmetic::Unit* HWY_RESTRIC
   }
 }
 
+template <Update kUpdate>
+HWY_INLINE const float* scale_of_row(const Product& p, std::int64_t row) {
+  return kUpdate == Update::kScale ? p.scale + row : nullptr;
+}
+
 template <bool kTransposedA, Update kUpdate, int kVectors>
 HWY_INLINE void panel_product(const Product& p, const Arithmetic::Unit* b, float* c) {
   constexpr int kRows = Arithmetic::kRows;
@@ -104,13 +109,16 @@ HWY_INLINE void panel_product(const Product& p, const Arithmetic::Unit* b, float
   const std::int64_t a_row_stride = kTransposedA ? 1 : p.a_stride;
   std::int64_t r = 0;
   for (; r + kRows <= p.rows; r += kRows) {
-    micro_tile<kTransposedA, kUpdate, kRows, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride, p.scale + r);
+    micro_tile<kTransposedA, kUpdate, kRows, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
+                                                       scale_of_row<kUpdate>(p, r));
   }
   for (; r + kSome <= p.rows; r += kSome) {
-    micro_tile<kTransposedA, kUpdate, kSome, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride, p.scale + r);
+    micro_tile<kTransposedA, kUpdate, kSome, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
+                                                       scale_of_row<kUpdate>(p, r));
   }
   for (; r < p.rows; ++r) {
-    micro_tile<kTransposedA, kUpdate, 1, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride, p.scale + r);
+    micro_tile<kTransposedA, kUpdate, 1, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
+                                                   scale_of_row<kUpdate>(p, r));
   }
 }
 
