@@ -41,8 +41,8 @@ std::string contents(std::FILE* file) {
   std::fseek(file, 0, SEEK_SET);
   std::string text;
   std::array<char, 1 << 14> buffer{};
-  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), file)) {
-    text.append(buffer.data(), got);
+  while (std::feof(file) == 0 && std::ferror(file) == 0) {
+    text.append(buffer.data(), std::fread(buffer.data(), 1, buffer.size(), file));
   }
   return text;
 }

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 scripts/setup.sh
-configure_and_build release
+configure_and_build release all
 build/release/bin/cpu_table --json build/release/cpu_table.json
 build/release/bin/memory_table
 build/release/bin/bench_attention "$@"

@@ -37,9 +37,9 @@ stage_table() {
   printf '%-32s %8d\n' total "$SECONDS"
 }
 
-# configure_and_build PRESET. Joined by && because errexit does not hold inside a stage.
+# configure_and_build PRESET TARGET.... Joined by && because errexit does not hold inside a stage.
 configure_and_build() {
-  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs"
+  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" --target "${@:2}"
 }
 
 # The C++ files that git tracks or would track, each ended by a null byte.

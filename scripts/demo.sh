@@ -13,7 +13,7 @@ show() {
 }
 
 stage "set-up" scripts/setup.sh
-stage "build: release" configure_and_build release
+stage "build: release" configure_and_build release all
 mkdir -p "$out"
 stage "this machine" show "$tessera" info
 stage "against the oracle" show "$tessera" verify --random 20 --seed 1

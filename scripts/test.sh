@@ -19,15 +19,15 @@ run_tests() {
 
 set -- dev asan-ubsan tsan
 stage "set-up" scripts/setup.sh test || exit 1
-if stage "build: dev" configure_and_build dev; then
+if stage "build: dev" configure_and_build dev all; then
   stage "lint" scripts/lint.sh build/dev || true
   stage "tests: dev" run_tests dev || true
 fi
-if stage "build: asan-ubsan" configure_and_build asan-ubsan; then
-  stage "tests and fuzzers: asan-ubsan" run_tests asan-ubsan -LE 'slow|gpu' || true
+if stage "build: asan-ubsan" configure_and_build asan-ubsan all; then
+  stage "tests and fuzzers: asan-ubsan" run_tests asan-ubsan -LE 'slow|gpu|threads' || true
 fi
-if stage "build: tsan" configure_and_build tsan; then
-  stage "tests: tsan" run_tests tsan -LE 'slow|gpu' || true
+if stage "build: tsan" configure_and_build tsan tessera_thread_tests tessera_unit_tests; then
+  stage "tests: tsan" run_tests tsan -L 'threads|unit' || true
 fi
 
 stage_table

@@ -33,10 +33,10 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2_of(D d, V x) {
   const hn::RebindToSigned<D> di;
   const V lowest = hn::Set(d, -127.0F);
-#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
-  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);  // Max would drop a NaN
-#else
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128 && HWY_TARGET != HWY_SCALAR
   x = hn::Max(lowest, x);  // in this order x86 keeps a NaN in x
+#else
+  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);  // Max would drop a NaN
 #endif
   const V shifter = hn::Set(d, 12582912.0F + 127.0F);
   const V shifted = hn::Add(x, shifter);
