@@ -218,8 +218,28 @@ void ProblemFlags::add_lengths(::CLI::App& app) {
 }
 
 void ProblemFlags::add_mask(::CLI::App& app) {
-  add_word(app, "--mask", "which keys a query sees [none]", {"none", "causal", "causal-top-left"},
-           [this](const std::string& word) { mask_ = word; })
+  add_value(
+      app, "--mask", "M,M,..",
+      "which keys a query sees: none, causal, causal-top-left or block patterns, which all have to admit it [none]",
+      "with commas between: none, causal, causal-top-left, " + block_pattern_forms(),
+      [this](const std::string& text) { return parse_mask(text); })
+      ->group(kMaskGroup);
+  add_value(app, "--blocks", "x./.x",
+            "blocks drawn row by row: x kept, . dropped; heads separated by commas, sequences by +",
+            "rows of x and . separated by slashes, heads by commas, sequences by +",
+            [this](const std::string& text) {
+              drawn_blocks_ = text;
+              return !text.empty() && is_drawn_blocks(text);
+            })
+      ->group(kMaskGroup);
+  add_value(app, "--block-size", "Q[,K]", "queries and keys of a block [128,128]",
+            "one or two multiples of 16, with a comma between",
+            [this](const std::string& text) {
+              const auto sizes = split(text, ',');
+              block_q_ = to_integer(sizes.front()).value_or(0);
+              block_k_ = to_integer(sizes.back()).value_or(0);
+              return sizes.size() <= 2 && block_q_ > 0 && block_k_ > 0 && block_q_ % 16 == 0 && block_k_ % 16 == 0;
+            })
       ->group(kMaskGroup);
   add_value(app, "--window", "L,R", "keys from L before the query to R after it; a side may be inf",
             "two integers from 0, or inf, with a comma between",
@@ -247,6 +267,21 @@ void ProblemFlags::add_mask(::CLI::App& app) {
   };
   documents("--segments", "packed documents, by length; sequences separated by /", documents_);
   documents("--segments-k", "the same for the keys [as --segments]", documents_k_);
+}
+
+bool ProblemFlags::parse_mask(const std::string& text) {
+  band_ = "none";
+  patterns_.clear();
+  for (const std::string& word : split(text, ',')) {
+    if (word == "causal" || word == "causal-top-left") {
+      band_ = word;
+    } else if (auto pattern = to_block_pattern(word)) {
+      patterns_.push_back(std::move(*pattern));
+    } else if (word != "none") {
+      return false;
+    }
+  }
+  return true;
 }
 
 void ProblemFlags::add_dropout(::CLI::App& app) {
@@ -339,7 +374,7 @@ void ProblemFlags::apply_bias(Problem& problem) const {
 }
 
 Alignment ProblemFlags::alignment() const {
-  if (mask_ != "causal-top-left") {
+  if (band_ != "causal-top-left") {
     return alignment_.value_or(Alignment::bottom_right());
   }
   if (alignment_ && *alignment_ != Alignment::top_left()) {
@@ -349,7 +384,10 @@ Alignment ProblemFlags::alignment() const {
 }
 
 Mask ProblemFlags::mask(const Problem& problem) const {
-  Mask result = Mask::window(left_, mask_ == "none" ? right_ : 0, alignment());
+  Mask result = Mask::window(left_, band_ == "none" ? right_ : 0, alignment());
+  if (const auto kept = blocks(problem)) {
+    result = (result & Mask::blocks(*kept)).with_alignment(alignment());
+  }
   if (documents_.empty()) {
     if (!documents_k_.empty()) {
       fail_argument("--segments-k", "given alone", "with --segments");
@@ -361,6 +399,19 @@ Mask ProblemFlags::mask(const Problem& problem) const {
   segments.key = documents_k_.empty() ? document_ids(problem, documents_, "--segments (of the keys)", false)
                                       : document_ids(problem, documents_k_, "--segments-k", false);
   return (result & Mask::segments(std::move(segments))).with_alignment(alignment());
+}
+
+std::optional<BlockMask> ProblemFlags::blocks(const Problem& problem) const {
+  const BlockGrid grid{problem.seq_q, problem.seq_k, block_q_, block_k_};
+  std::optional<BlockMask> result;
+  const auto add = [&](const BlockMask& mask) { result = result ? *result & mask : mask; };
+  for (const BlockPatternMaker& pattern : patterns_) {
+    add(pattern(grid));
+  }
+  if (!drawn_blocks_.empty()) {
+    add(drawn_blocks(grid, drawn_blocks_));
+  }
+  return result;
 }
 
 void add_tensor_flags(::CLI::App& app, TensorOptions& options) {

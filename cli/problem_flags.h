@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/block_flags.h"
 #include "cli/problem_tensors.h"
 #include "tessera/plan.h"
 
@@ -45,6 +46,7 @@ class ProblemFlags {
   void add_mask(::CLI::App& app);
   void add_dropout(::CLI::App& app);
   Mask mask(const Problem& problem) const;
+  std::optional<BlockMask> blocks(const Problem& problem) const;
   Alignment alignment() const;
   void apply_bias(Problem& problem) const;
 
@@ -54,7 +56,13 @@ class ProblemFlags {
   std::optional<std::int64_t> seq_q_, seq_k_, kv_heads_, dim_v_;
   std::optional<std::vector<std::int64_t>> lengths_, lengths_k_;
   std::vector<std::int64_t> key_lengths_;
-  std::string mask_ = "none";
+  bool parse_mask(const std::string& text);
+
+  std::string band_ = "none";
+  std::vector<BlockPatternMaker> patterns_;
+  std::string drawn_blocks_;
+  std::int64_t block_q_ = 128;
+  std::int64_t block_k_ = 128;
   std::int64_t left_ = Mask::kUnlimited;
   std::int64_t right_ = Mask::kUnlimited;
   std::optional<Alignment> alignment_;

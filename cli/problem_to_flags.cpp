@@ -70,6 +70,10 @@ std::string to_flags(const Problem& problem, const TensorOptions& options) {
     add(true, fmt::format("--segments {} --segments-k {}", documents_text(problem, mask.segment_ids().query, true),
                           documents_text(problem, mask.segment_ids().key, false)));
   }
+  if (mask.has_blocks()) {
+    const BlockGrid& grid = mask.block_mask().grid();
+    add(true, fmt::format("--block-size {},{} --blocks {}", grid.block_q, grid.block_k, to_drawing(mask.block_mask())));
+  }
 
   add(problem.scale.has_value(), fmt::format("--scale {}", problem.scale.value_or(0)));
   add(problem.softcap != 0, fmt::format("--softcap {}", problem.softcap));

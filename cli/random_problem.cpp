@@ -141,6 +141,23 @@ Mask draw_segments(Random& random, const Problem& problem) {
   return Mask::segments(std::move(segments));
 }
 
+// Blocks of any size, one pattern or one for each head, sequence or both.
+Mask draw_blocks(Random& random, const Problem& problem) {
+  const BlockGrid grid{problem.seq_q, problem.seq_k, 16 * random.between(1, 9), 16 * random.between(1, 9)};
+  const bool by_head = random.chance(0.4);
+  const bool by_sequence = problem.batch > 0 && random.chance(0.2);
+  std::vector<BlockMask> sequences;
+  for (std::int64_t b = 0; b < (by_sequence ? problem.batch : 1); ++b) {
+    std::vector<BlockMask> heads;
+    for (std::int64_t head = 0; head < (by_head ? problem.heads_q : 1); ++head) {
+      const double density = random.chance(0.1) ? 0.0 : random.uniform();
+      heads.push_back(block_patterns::random(grid, density, static_cast<std::uint64_t>(random.between(0, 1000))));
+    }
+    sequences.push_back(BlockMask::over_heads(heads));
+  }
+  return Mask::blocks(BlockMask::over_batch(sequences));
+}
+
 void draw_mask(Random& random, Problem& problem) {
   Alignment alignment;
   const double place = random.uniform();
@@ -160,6 +177,9 @@ void draw_mask(Random& random, Problem& problem) {
   }
   if (random.chance(0.2)) {
     mask = mask & draw_segments(random, problem);
+  }
+  if (problem.seq_q > 0 && problem.seq_k > 0 && random.chance(0.2)) {
+    mask = mask & draw_blocks(random, problem);
   }
   problem.mask = mask.with_alignment(alignment);
 }
@@ -242,7 +262,8 @@ std::vector<std::string> features_of(const RandomProblem& random) {
     const SequenceSpan span = problem.sequence(b);
     empty = empty || span.queries == 0 || span.keys == 0;
     single = single || span.queries == 1 || span.keys == 1;
-    const TileSchedule schedule = problem.schedule(b, 1, std::max<std::int64_t>(span.keys, 1));
+    const TileSchedule schedule =
+        problem.schedule(b, std::max<std::int64_t>(span.queries, 1), std::max<std::int64_t>(span.keys, 1));
     for (std::int64_t query = 0; query < span.queries && !blind_rows; ++query) {
       blind_rows = span.keys > 0 && schedule.keys_of(query).empty();
     }
@@ -259,6 +280,8 @@ std::vector<std::string> features_of(const RandomProblem& random) {
   add(causal, "causal");
   add(mask.has_band() && !causal, "window");
   add(mask.has_segments(), "segments");
+  add(mask.has_blocks(), "blocks");
+  add(mask.has_blocks() && mask.block_mask().heads() > 1, "blocks by head");
   add(mask.alignment().kind == Alignment::Kind::top_left, "top-left");
   add(mask.alignment().kind == Alignment::Kind::at, "diagonal");
   add(blind_rows, "masked rows");

@@ -82,7 +82,13 @@ struct Problem {
   std::int64_t total_q() const { return ragged() ? cu_seqlens_q.back() : batch * seq_q; }
   std::int64_t total_k() const { return ragged() ? cu_seqlens_k.back() : batch * seq_k; }
   SequenceSpan sequence(std::int64_t batch_index) const;
-  TileSchedule schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k) const;
+  // Whether every sequence of the batch has the same lengths and the same mask.
+  bool sequences_are_alike() const;
+  // How many schedules the heads of a sequence have: heads_q where the block mask has a pattern for each, else 1.
+  std::int64_t schedules_per_sequence() const;
+  // Of one sequence and, where the block mask differs between heads, one query head.
+  TileSchedule schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k,
+                        std::int64_t head = 0) const;
 
   // One line with every field that differs from its default.
   std::string describe() const;

@@ -49,8 +49,9 @@ class FlashBackward {
     float* tile = plan_.layout.bias_tile.in(scratch_);
     std::fill(tile, tile + rows * columns, 0.0F);
     for (std::int64_t batch = part.batches.begin; batch < part.batches.end; ++batch) {
-      for (head_ = part.heads.begin; head_ < part.heads.end; ++head_) {
-        bind(batch, head_ / plan_.problem.group_size());
+      for (std::int64_t head = part.heads.begin; head < part.heads.end; ++head) {
+        bind(batch, head / plan_.problem.group_size());
+        bind_head(head);
         add_bias_tiles(part, tile);
       }
     }
@@ -68,7 +69,11 @@ class FlashBackward {
     batch_ = batch;
     head_kv_ = head_kv;
     sequence_ = &plan_.sequences[static_cast<std::size_t>(batch)];
-    schedule_ = &plan_.schedule_of(*sequence_);
+  }
+
+  void bind_head(std::int64_t head) {
+    head_ = head;
+    schedule_ = &plan_.schedule_of(*sequence_, head);
   }
 
   float* dq_partial(std::int64_t chunk, std::int64_t head) const {
@@ -97,9 +102,9 @@ class FlashBackward {
     const Problem& problem = plan_.problem;
     std::fill(dk_, dk_ + plan_.tile_k * plan_.padded_qk, 0.0F);
     std::fill(dv_, dv_ + plan_.tile_k * plan_.padded_v, 0.0F);
-    const Range span = schedule_->column_span(key_tile);
     for (std::int64_t member = 0; member < problem.group_size(); ++member) {
-      head_ = head_kv_ * problem.group_size() + member;
+      bind_head(head_kv_ * problem.group_size() + member);
+      const Range span = schedule_->column_span(key_tile);
       for (std::int64_t tile = span.begin; tile < span.end; ++tile) {
         if (const auto kind = schedule_->visit(tile, key_tile)) {
           prepare_tile(tile, key_tile, *kind);
@@ -255,10 +260,12 @@ class FlashBackward {
       hn::StoreU(p, d, s + j);
       hn::StoreU(gradient, d, dp + j);
     }
-    const Range seen = sees_nothing ? Range{0, 0} : visible_columns(*schedule_, query, first_key_, count);
-    if (masked || sees_nothing) {
-      fill_outside(s, seen, count, 0.0F);
-      fill_outside(dp, seen, count, 0.0F);
+    if (sees_nothing) {
+      std::fill(s, s + count, 0.0F);
+      std::fill(dp, dp + count, 0.0F);
+    } else if (masked) {
+      fill_hidden(*schedule_, query, first_key_, count, 0.0F, s);
+      fill_hidden(*schedule_, query, first_key_, count, 0.0F, dp);
     }
   }
 
@@ -313,20 +320,22 @@ class FlashBackward {
       return static_cast<float>(load_element(rows.at(row), rows.dtype, column));
     };
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
-      const Range seen = row_sees_nothing(rows_.begin + r)
-                             ? Range{}
-                             : visible_columns(*schedule_, rows_.begin + r, first_key_, columns_.size());
-      for (std::int64_t j = seen.begin; j < seen.end; ++j) {
-        const float p = scores_[r * plan_.layout.score_stride + j];
-        const float ds = dp_[r * plan_.layout.score_stride + j];
-        for (std::int64_t c = 0; c < problem.dim_v; ++c) {
-          dv_[(columns_.begin + j) * plan_.padded_v + c] += p * element(dout, rows_.begin + r, c);
-        }
-        for (std::int64_t c = 0; c < problem.dim_qk; ++c) {
-          dk_[(columns_.begin + j) * plan_.padded_qk + c] += ds * plan_.q_factor * element(q, rows_.begin + r, c);
-          dq[r * plan_.padded_qk + c] += ds * element(k, first_key_ + j, c);
-        }
+      if (row_sees_nothing(rows_.begin + r)) {
+        continue;
       }
+      for_each_visible(*schedule_, rows_.begin + r, first_key_, columns_.size(), [&](Range seen) {
+        for (std::int64_t j = seen.begin; j < seen.end; ++j) {
+          const float p = scores_[r * plan_.layout.score_stride + j];
+          const float ds = dp_[r * plan_.layout.score_stride + j];
+          for (std::int64_t c = 0; c < problem.dim_v; ++c) {
+            dv_[(columns_.begin + j) * plan_.padded_v + c] += p * element(dout, rows_.begin + r, c);
+          }
+          for (std::int64_t c = 0; c < problem.dim_qk; ++c) {
+            dk_[(columns_.begin + j) * plan_.padded_qk + c] += ds * plan_.q_factor * element(q, rows_.begin + r, c);
+            dq[r * plan_.padded_qk + c] += ds * element(k, first_key_ + j, c);
+          }
+        }
+      });
     }
   }
 

@@ -15,7 +15,7 @@ class FlashForward {
         tensors_(tensors),
         item_(item),
         sequence_(plan.sequences[static_cast<std::size_t>(item.batch)]),
-        schedule_(plan.schedule_of(sequence_)),
+        schedule_(plan.schedule_of(sequence_, item.head)),
         workspace_(workspace),
         scratch_(workspace.subspan(static_cast<std::size_t>(plan.scratch.offset_bytes + thread * plan.scratch_bytes),
                                    static_cast<std::size_t>(plan.scratch_bytes))),
@@ -32,20 +32,7 @@ class FlashForward {
     load_queries();
     const std::int64_t first_tile = item_.rows.begin / plan_.tile_q;
     const std::int64_t last_tile = ceil_div(item_.rows.end, plan_.tile_q);
-    Range span = schedule_.row_span(first_tile);
-    for (std::int64_t tile = first_tile + 1; tile < last_tile; ++tile) {
-      const Range more = schedule_.row_span(tile);
-      span = span.empty()   ? more
-             : more.empty() ? span
-                            : Range{std::min(span.begin, more.begin), std::max(span.end, more.end)};
-    }
-    for (std::int64_t key_tile = span.begin; key_tile < span.end; ++key_tile) {
-      for (std::int64_t tile = first_tile; tile < last_tile; ++tile) {
-        if (const auto kind = schedule_.visit(tile, key_tile)) {
-          visit(tile, key_tile, *kind);
-        }
-      }
-    }
+    plan_.tiles_per_visit == 1 ? visit_by_keys(first_tile, last_tile) : visit_by_queries(first_tile, last_tile);
     store();
   }
 
@@ -76,48 +63,109 @@ class FlashForward {
     std::fill(out_, out_ + item_.rows.size() * plan_.padded_v, 0.0F);
   }
 
-  Range panel_columns(Range rows, std::int64_t first_key, TileKind kind) const {
-    const std::int64_t keys = std::min(plan_.tile_k, sequence_.span.keys - first_key);
-    return kind == TileKind::full ? Range{0, round_up(keys, kPanel)}
-                                  : visible_panels(schedule_, rows, first_key, keys, kPanel);
+  // Key tiles outside: a key tile serves every query tile of the item while it is in cache.
+  void visit_by_keys(std::int64_t first_tile, std::int64_t last_tile) {
+    Range span = schedule_.row_span(first_tile);
+    for (std::int64_t tile = first_tile + 1; tile < last_tile; ++tile) {
+      const Range more = schedule_.row_span(tile);
+      span = span.empty()   ? more
+             : more.empty() ? span
+                            : Range{std::min(span.begin, more.begin), std::max(span.end, more.end)};
+    }
+    for (std::int64_t key_tile = span.begin; key_tile < span.end; ++key_tile) {
+      for (std::int64_t tile = first_tile; tile < last_tile; ++tile) {
+        if (const auto kind = schedule_.visit(tile, key_tile)) {
+          begin_visit(tile);
+          add_part({key_tile, *kind});
+          end_visit();
+        }
+      }
+    }
   }
 
-  void visit(std::int64_t tile, std::int64_t key_tile, TileKind kind) {
-    const Range rows{tile * plan_.tile_q, std::min((tile + 1) * plan_.tile_q, sequence_.span.queries)};
-    const std::int64_t first_key = key_tile * plan_.tile_k;
-    const Range columns = panel_columns(rows, first_key, kind);
-    const std::int64_t local = rows.begin - item_.rows.begin;
-
-    multiply_by_keys(plan_, q_ + local * plan_.layout.q_stride, plan_.layout.q_stride,
-                     packed(plan_.keys_t) + (first_key + columns.begin) * plan_.units_qk, plan_.units_qk, rows.size(),
-                     columns.size(), scores_);
-    const bool masked = kind == TileKind::partial || first_key + columns.end > sequence_.span.keys;
-    for (std::int64_t r = 0; r < rows.size(); ++r) {
-      softmax_row(rows.begin + r, local + r, r, first_key + columns.begin, columns.size(), masked);
+  // Query tiles outside: the narrow tiles of a block mask are gathered until a row of scores is full.
+  void visit_by_queries(std::int64_t first_tile, std::int64_t last_tile) {
+    for (std::int64_t tile = first_tile; tile < last_tile; ++tile) {
+      begin_visit(tile);
+      for (auto next = schedule_.next_in_row(tile, 0); next; next = schedule_.next_in_row(tile, next->index + 1)) {
+        add_part(*next);
+        if (part_count_ == plan_.tiles_per_visit) {
+          end_visit();
+          begin_visit(tile);
+        }
+      }
+      if (part_count_ > 0) {
+        end_visit();
+      }
     }
-    const std::int64_t index = plan_.special_index(sequence_, head_kv_, key_tile);
-    if (kind == TileKind::partial && plan_.special_values.in(workspace_)[index] != 0) {
-      add_values_by_row(rows, local, first_key, columns);
-    } else {
-      add_values(local, 0, rows.size(), first_key, columns);
+  }
+
+  // Some panels of one key tile, and where their scores stand in the rows of this visit.
+  struct Part {
+    std::int64_t first_key = 0;
+    Range columns;  // of the scores
+    bool masked = false;
+    bool special_values = false;  // hidden ones may be NaN or infinite
+  };
+
+  void begin_visit(std::int64_t tile) {
+    rows_ = {tile * plan_.tile_q, std::min((tile + 1) * plan_.tile_q, sequence_.span.queries)};
+    local_ = rows_.begin - item_.rows.begin;
+    part_count_ = 0;
+    columns_ = 0;
+  }
+
+  // Scores of the panels of a key tile that any row sees.
+  void add_part(const TileVisit& key_tile) {
+    const std::int64_t first_key = key_tile.index * plan_.tile_k;
+    const std::int64_t keys = std::min(plan_.tile_k, sequence_.span.keys - first_key);
+    const bool partial = key_tile.kind == TileKind::partial;
+    const Range panels =
+        partial ? visible_panels(schedule_, rows_, first_key, keys, kPanel) : Range{0, round_up(keys, kPanel)};
+    Part& part = parts_[part_count_++];
+    part.first_key = first_key + panels.begin;
+    part.columns = {columns_, columns_ + panels.size()};
+    part.masked = partial || part.first_key + panels.size() > sequence_.span.keys;
+    part.special_values =
+        partial && plan_.special_values.in(workspace_)[plan_.special_index(sequence_, head_kv_, key_tile.index)] != 0;
+    multiply_by_keys(plan_, q_ + local_ * plan_.layout.q_stride, plan_.layout.q_stride,
+                     packed(plan_.keys_t) + part.first_key * plan_.units_qk, plan_.units_qk, rows_.size(),
+                     panels.size(), scores_ + columns_);
+    columns_ = part.columns.end;
+  }
+
+  void end_visit() {
+    for (std::int64_t r = 0; r < rows_.size(); ++r) {
+      softmax_row(r);
+    }
+    for (std::int64_t n = 0; n < part_count_; ++n) {
+      const Part& part = parts_[n];
+      if (part.special_values) {
+        add_values_by_row(part, n == 0);
+      } else {
+        n == 0 ? add_values<Update::kScale>(part) : add_values<Update::kAdd>(part);
+      }
     }
   }
 
   // Online softmax of one row: maximum, rescale, weights, sum.
-  void softmax_row(std::int64_t query, std::int64_t state, std::int64_t r, std::int64_t first_key, std::int64_t count,
-                   bool masked) {
+  void softmax_row(std::int64_t r) {
     const hn::ScalableTag<float> d;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const std::int64_t query = rows_.begin + r;
+    const std::int64_t state = local_ + r;
+    const std::int64_t count = columns_;
     float* HWY_RESTRICT s = scores_ + r * plan_.layout.score_stride;
-    const ScoreRow row{plan_, sequence_, tensors_.score, item_.batch, item_.head, query, first_key, count};
-    float factor = plan_.score_factor;
-    if (plan_.modified) {
-      modify_scores(row, s, plan_.layout.row_a.in(scratch_), nullptr);
-      factor = 1.0F;
-    }
-    if (masked) {
-      fill_outside(s, visible_columns(schedule_, query, first_key, count), count,
-                   -std::numeric_limits<float>::infinity());
+    const float factor = plan_.modified ? 1.0F : plan_.score_factor;
+    for (std::int64_t n = 0; n < part_count_; ++n) {
+      const Part& part = parts_[n];
+      if (plan_.modified) {
+        modify_scores(score_row(part, query), s + part.columns.begin, plan_.layout.row_a.in(scratch_), nullptr);
+      }
+      if (part.masked) {
+        fill_hidden(schedule_, query, part.first_key, part.columns.size(), -std::numeric_limits<float>::infinity(),
+                    s + part.columns.begin);
+      }
     }
     auto max0 = hn::LoadU(d, s);
     auto max1 = max0;
@@ -136,9 +184,14 @@ class FlashForward {
     row_max_[state] = new_max;
     row_sum_[state] = row_sum_[state] * alpha + sum;
     rescale_[r] = alpha;
-    if (plan_.problem.dropout.threshold() > 0) {
-      drop(row, s, weights_ + r * plan_.layout.weight_stride);
+    for (std::int64_t n = 0; n < part_count_ && plan_.problem.dropout.threshold() > 0; ++n) {
+      const std::int64_t first = parts_[n].columns.begin;
+      drop(score_row(parts_[n], query), s + first, weights_ + r * plan_.layout.weight_stride + first / kUnit);
     }
+  }
+
+  ScoreRow score_row(const Part& part, std::int64_t query) const {
+    return {plan_, sequence_, tensors_.score, item_.batch, item_.head, query, part.first_key, part.columns.size()};
   }
 
   // s <- 2^(factor s - subtract), in place and, for bfloat16 products, rounded into `weights`. Returns the sum.
@@ -185,41 +238,43 @@ class FlashForward {
     }
   }
 
-  // O <- rescale O + P V for rows [r, r + count) of the tile.
-  void add_values(std::int64_t local, std::int64_t r, std::int64_t count, std::int64_t first_key, Range columns) {
+  // O <- rescale O + P V, the rescale with the first part alone.
+  template <Update kUpdate>
+  void add_values(const Part& part) {
     Product product;
     if constexpr (kUnit == 1) {
-      product.a = reinterpret_cast<const Unit*>(scores_ + r * plan_.layout.score_stride);  // Unit is float here
+      product.a = reinterpret_cast<const Unit*>(scores_) + part.columns.begin;  // Unit is float here
       product.a_stride = plan_.layout.score_stride;
     } else {
-      product.a = weights_ + r * plan_.layout.weight_stride;
+      product.a = weights_ + part.columns.begin / kUnit;
       product.a_stride = plan_.layout.weight_stride;
     }
-    product.b = packed(plan_.values) + (first_key + columns.begin) / kUnit * kPanel;
+    product.b = packed(plan_.values) + part.first_key / kUnit * kPanel;
     product.b_stride = kPanel;
     product.b_panel_stride = sequence_.padded_keys / kUnit * kPanel;
-    product.c = out_ + (local + r) * plan_.padded_v;
+    product.c = out_ + local_ * plan_.padded_v;
     product.c_stride = plan_.padded_v;
-    product.rows = count;
+    product.rows = rows_.size();
     product.columns = plan_.padded_v;
-    product.depth = columns.size() / kUnit;
-    product.scale = rescale_ + r;
-    multiply<false, Update::kScale>(product);
+    product.depth = part.columns.size() / kUnit;
+    product.scale = rescale_;
+    multiply<false, kUpdate>(product);
   }
 
   // A hidden value that is NaN or infinite must not meet its weight of zero: each row adds up the values it sees alone.
-  void add_values_by_row(Range rows, std::int64_t local, std::int64_t first_key, Range columns) {
+  void add_values_by_row(const Part& part, bool rescale) {
     const auto values = rows_of(tensors_.v, item_.batch, sequence_.span.key_row, head_kv_);
-    for (std::int64_t r = 0; r < rows.size(); ++r) {
-      float* out = out_ + (local + r) * plan_.padded_v;
-      const Range seen = visible_columns(schedule_, rows.begin + r, first_key + columns.begin, columns.size());
+    for (std::int64_t r = 0; r < rows_.size(); ++r) {
+      float* out = out_ + (local_ + r) * plan_.padded_v;
       for (std::int64_t c = 0; c < plan_.problem.dim_v; ++c) {
         float sum = 0;
-        for (std::int64_t j = seen.begin; j < seen.end; ++j) {
-          const void* row = values.at(first_key + columns.begin + j);
-          sum += weight_at(r, j) * static_cast<float>(load_element(row, values.dtype, c));
-        }
-        out[c] = rescale_[r] * out[c] + sum;
+        for_each_visible(schedule_, rows_.begin + r, part.first_key, part.columns.size(), [&](Range seen) {
+          for (std::int64_t j = seen.begin; j < seen.end; ++j) {
+            const void* row = values.at(part.first_key + j);
+            sum += weight_at(r, part.columns.begin + j) * static_cast<float>(load_element(row, values.dtype, c));
+          }
+        });
+        out[c] = (rescale ? rescale_[r] * out[c] : out[c]) + sum;
       }
     }
   }
@@ -268,4 +323,11 @@ class FlashForward {
   float* row_max_;
   float* row_sum_;
   float* rescale_;
+
+  // Of the current visit.
+  Range rows_;              // queries
+  std::int64_t local_ = 0;  // of the first of them, among the rows of the item
+  std::array<Part, FlashPlan::kMostTilesPerVisit> parts_;
+  std::int64_t part_count_ = 0;
+  std::int64_t columns_ = 0;  // of the scores, in all parts
 };

@@ -16,8 +16,20 @@ constexpr std::int64_t kFewestKeysInChunk = 512;
 // Packed keys come in whole panels, and in pairs.
 std::int64_t granule(const FlashPlan& plan) { return std::max<std::int64_t>(plan.shape.panel, 2); }
 
+// The largest multiple of `unit` up to `most` that divides `block`; `unit` when there is none.
+std::int64_t largest_divisor(std::int64_t block, std::int64_t unit, std::int64_t most) {
+  std::int64_t size = std::min(most, block) / unit * unit;
+  while (size > unit && block % size != 0) {
+    size -= unit;
+  }
+  return std::max(size, unit);
+}
+
 // Forward: scores of 48 x 512 live in L2 beside the tile's K and V; wide tiles pay the upkeep of a row (maximum, rescale)
 // less often. Backward: two score tiles, dK and dV of a tile as well, so it is narrower. Measured in NOTES.md.
+//
+// Tiles of a block mask divide its blocks, so that no tile is partial for the pattern's sake. Forward, as many of them as
+// fill the widest row of scores are visited together.
 void choose_tiles(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
@@ -27,10 +39,18 @@ void choose_tiles(FlashPlan& plan) {
   const std::int64_t most_q = forward || dim > 128 ? 48 : 96;
   plan.tile_k = round_up(std::clamp<std::int64_t>(problem.seq_k, 1, wanted_k), granule(plan));
   plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, most_q), 2);
+  if (problem.mask.has_blocks()) {
+    const BlockGrid& grid = problem.mask.block_mask().grid();
+    plan.tile_q = largest_divisor(grid.block_q, 2, std::min(round_up(most_q + 16, 32), round_up(problem.seq_q, 2)));
+    plan.tile_k = largest_divisor(grid.block_k, granule(plan), plan.tile_k);
+    plan.tiles_per_visit =
+        forward ? std::clamp<std::int64_t>(wanted_k / plan.tile_k, 1, FlashPlan::kMostTilesPerVisit) : 1;
+  }
 }
 
 void add_sequences(FlashPlan& plan) {
   const Problem& problem = plan.problem;
+  plan.schedules_per_sequence = problem.schedules_per_sequence();
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     FlashSequence sequence;
     sequence.span = problem.sequence(b);
@@ -42,12 +62,13 @@ void add_sequences(FlashPlan& plan) {
     sequence.first_group = static_cast<std::size_t>(b * problem.heads_kv);
     plan.query_rows += sequence.span.queries;
     const bool same_as_before = !plan.sequences.empty() && !problem.mask.has_segments() &&
+                                (!problem.mask.has_blocks() || problem.mask.block_mask().batch() == 1) &&
                                 plan.sequences.back().span.queries == sequence.span.queries &&
                                 plan.sequences.back().span.keys == sequence.span.keys;
-    if (!same_as_before) {
-      plan.schedules.push_back(problem.schedule(b, plan.tile_q, plan.tile_k));
+    sequence.schedule = same_as_before ? plan.sequences.back().schedule : plan.schedules.size();
+    for (std::int64_t head = 0; head < plan.schedules_per_sequence && !same_as_before; ++head) {
+      plan.schedules.push_back(problem.schedule(b, plan.tile_q, plan.tile_k, head));
     }
-    sequence.schedule = plan.schedules.size() - 1;
     plan.sequences.push_back(sequence);
   }
 }
@@ -64,7 +85,7 @@ void append_longest_first(std::vector<FlashItem>& items, std::vector<std::pair<s
 std::int64_t visited(const TileSchedule& schedule, Range query_tiles) {
   std::int64_t tiles = 0;
   for (std::int64_t tile = query_tiles.begin; tile < query_tiles.end; ++tile) {
-    tiles += schedule.row_span(tile).size();
+    tiles += schedule.row_size(tile);
   }
   return tiles;
 }
@@ -73,19 +94,21 @@ void add_forward_items(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t all_tiles = problem.batch * problem.heads_q * ceil_div(problem.seq_q, plan.tile_q);
   constexpr std::int64_t kMostTilesPerItem = 4;
-  plan.tiles_per_item = std::clamp<std::int64_t>(all_tiles / (8 * plan.threads), 1, kMostTilesPerItem);
+  if (!problem.mask.has_blocks()) {  // whose query tiles seldom visit the same keys
+    plan.tiles_per_item = std::clamp<std::int64_t>(all_tiles / (8 * plan.threads), 1, kMostTilesPerItem);
+  }
   const std::int64_t group_size = problem.group_size();
   std::vector<std::pair<std::int64_t, FlashItem>> group;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(b)];
-    const TileSchedule& schedule = plan.schedule_of(sequence);
+    const std::int64_t query_tiles = ceil_div(sequence.span.queries, plan.tile_q);
     for (std::int64_t head_kv = 0; head_kv < problem.heads_kv; ++head_kv) {
-      for (std::int64_t tile = 0; tile < schedule.query_tiles(); tile += plan.tiles_per_item) {
-        const std::int64_t last = std::min(tile + plan.tiles_per_item, schedule.query_tiles());
-        const std::int64_t work = visited(schedule, {tile, last});
+      for (std::int64_t tile = 0; tile < query_tiles; tile += plan.tiles_per_item) {
+        const std::int64_t last = std::min(tile + plan.tiles_per_item, query_tiles);
         const Range rows{tile * plan.tile_q, std::min(last * plan.tile_q, sequence.span.queries)};
         for (std::int64_t member = 0; member < group_size; ++member) {
-          group.push_back({work, {b, head_kv * group_size + member, rows, 0}});
+          const std::int64_t head = head_kv * group_size + member;
+          group.push_back({visited(plan.schedule_of(sequence, head), {tile, last}), {b, head, rows, 0}});
         }
       }
       append_longest_first(plan.items, group);
@@ -96,20 +119,22 @@ void add_forward_items(FlashPlan& plan) {
 void add_backward_items(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t heads = std::max<std::int64_t>(problem.batch * problem.heads_kv, 1);
+  const std::int64_t group_size = problem.group_size();
   const std::int64_t wanted = ceil_div(kWantedBackwardItems, heads);
   plan.chunks = std::clamp<std::int64_t>(std::min(wanted, problem.seq_k / kFewestKeysInChunk), 1, kMostChunks);
   std::vector<std::pair<std::int64_t, FlashItem>> group;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(b)];
-    const TileSchedule& schedule = plan.schedule_of(sequence);
-    const std::int64_t tiles_in_chunk = std::max<std::int64_t>(ceil_div(schedule.key_tiles(), plan.chunks), 1);
+    const std::int64_t tiles_in_chunk = std::max<std::int64_t>(ceil_div(sequence.key_tiles, plan.chunks), 1);
     for (std::int64_t head_kv = 0; head_kv < problem.heads_kv; ++head_kv) {
       for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        const std::int64_t first = std::min(chunk * tiles_in_chunk, schedule.key_tiles());
-        const std::int64_t last = std::min(first + tiles_in_chunk, schedule.key_tiles());
+        const std::int64_t first = std::min(chunk * tiles_in_chunk, sequence.key_tiles);
+        const std::int64_t last = std::min(first + tiles_in_chunk, sequence.key_tiles);
         std::int64_t work = 0;
-        for (std::int64_t tile = first; tile < last; ++tile) {
-          work += schedule.column_span(tile).size();
+        for (std::int64_t head = head_kv * group_size; head < (head_kv + 1) * group_size; ++head) {
+          for (std::int64_t tile = first; tile < last; ++tile) {
+            work += plan.schedule_of(sequence, head).column_size(tile);
+          }
         }
         group.push_back({work, {b, head_kv, {first * plan.tile_k, last * plan.tile_k}, chunk}});
       }
@@ -217,11 +242,12 @@ void add_forward_scratch(FlashPlan& plan) {
   WorkspaceLayout layout;
   const std::int64_t rows = plan.tile_q * plan.tiles_per_item;
   s.q_stride = round_up(plan.units_qk, kStridePad) + kStridePad;
-  s.score_stride = plan.tile_k + kStridePad;
+  const std::int64_t columns = plan.tile_k * plan.tiles_per_visit;
+  s.score_stride = columns + kStridePad;
   s.q = layout.add<float>(rows * s.q_stride);
   s.scores = layout.add<float>(plan.tile_q * s.score_stride);
   if (plan.shape.depth_unit == 2) {
-    s.weight_stride = plan.tile_k / 2 + kStridePad;
+    s.weight_stride = columns / 2 + kStridePad;
     s.weights = layout.add<float>(plan.tile_q * s.weight_stride);
   }
   s.out = layout.add<float>(rows * plan.padded_v);

@@ -45,7 +45,7 @@ struct FlashSequence {
   std::int64_t padded_keys = 0;
   std::int64_t key_tiles = 0;
   std::size_t first_group = 0;  // index into FlashPlan::groups of its key head 0
-  std::size_t schedule = 0;     // index into FlashPlan::schedules
+  std::size_t schedule = 0;     // index into FlashPlan::schedules of its query head 0
 };
 
 // One (sequence, key head): where its packed rows and tiles begin among those of its wave.
@@ -82,6 +82,8 @@ struct FlashScratch {
 };
 
 struct FlashPlan {
+  static constexpr std::int64_t kMostTilesPerVisit = 8;
+
   Problem problem;
   Pass pass = Pass::forward;
   KernelShape shape;
@@ -89,8 +91,9 @@ struct FlashPlan {
 
   std::int64_t tile_q = 0;
   std::int64_t tile_k = 0;
-  std::int64_t tiles_per_item = 1;  // forward: query tiles that share one pass over the keys
-  std::int64_t padded_qk = 0;       // dim_qk and dim_v rounded up to whole vectors
+  std::int64_t tiles_per_item = 1;   // forward: query tiles that share one pass over the keys
+  std::int64_t tiles_per_visit = 1;  // forward: key tiles whose scores make one row of the softmax
+  std::int64_t padded_qk = 0;        // dim_qk and dim_v rounded up to whole vectors
   std::int64_t padded_v = 0;
   std::int64_t panels_qk = 0;  // dim_qk and dim_v in panels, rounded up
   std::int64_t panels_v = 0;
@@ -102,7 +105,8 @@ struct FlashPlan {
 
   std::vector<FlashSequence> sequences;
   std::vector<TileSchedule> schedules;
-  std::vector<FlashGroup> groups;  // key heads of the first sequence, of the second, ...
+  std::int64_t schedules_per_sequence = 1;  // 1, or one for each query head
+  std::vector<FlashGroup> groups;           // key heads of the first sequence, of the second, ...
   std::vector<FlashWave> waves;
   std::vector<PackItem> pack_items;
   std::vector<FlashItem> items;
@@ -122,7 +126,9 @@ struct FlashPlan {
   std::int64_t scratch_bytes = 0;  // of one thread
   std::int64_t workspace_bytes = 0;
 
-  const TileSchedule& schedule_of(const FlashSequence& sequence) const { return schedules[sequence.schedule]; }
+  const TileSchedule& schedule_of(const FlashSequence& sequence, std::int64_t head) const {
+    return schedules[sequence.schedule + static_cast<std::size_t>(schedules_per_sequence == 1 ? 0 : head)];
+  }
   // Units before the packed rows of one (sequence, key head).
   std::int64_t packed_units(const PackedOperand& operand, const FlashSequence& sequence, std::int64_t head_kv) const {
     return group_of(sequence, head_kv).packed_row * operand.units_per_row;

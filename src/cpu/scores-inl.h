@@ -98,12 +98,15 @@ inline void modify_scores(const ScoreRow& row, float* HWY_RESTRICT scores, float
   }
 }
 
-// The columns of a row, counted from its first key, that its query sees.
-inline Range visible_columns(const TileSchedule& schedule, std::int64_t query, std::int64_t first_key,
-                             std::int64_t count) {
-  const Range keys = schedule.keys_of(query);
-  const std::int64_t begin = std::clamp<std::int64_t>(keys.begin - first_key, 0, count);
-  return {begin, std::clamp<std::int64_t>(keys.end - first_key, begin, count)};
+// Calls body(range) for each run of columns, counted from the row's first key, that its query sees.
+template <class Body>
+inline void for_each_visible(const TileSchedule& schedule, std::int64_t query, std::int64_t first_key,
+                             std::int64_t count, const Body& body) {
+  const std::int64_t last_key = first_key + count;
+  for (Range run = schedule.next_keys(query, {first_key, last_key}); !run.empty();
+       run = run.end < last_key ? schedule.next_keys(query, {run.end, last_key}) : Range{}) {
+    body(Range{run.begin - first_key, run.end - first_key});
+  }
 }
 
 // The columns, in whole panels, that any of these queries sees.
@@ -111,17 +114,22 @@ inline Range visible_panels(const TileSchedule& schedule, Range queries, std::in
                             std::int64_t panel) {
   Range columns{count, 0};
   for (std::int64_t query = queries.begin; query < queries.end; ++query) {
-    const Range seen = visible_columns(schedule, query, first_key, count);
-    if (!seen.empty()) {
+    for_each_visible(schedule, query, first_key, count, [&](Range seen) {
       columns = {std::min(columns.begin, seen.begin), std::max(columns.end, seen.end)};
-    }
+    });
   }
   return {columns.begin / panel * panel, round_up(columns.end, panel)};
 }
 
-inline void fill_outside(float* row, Range inside, std::int64_t count, float value) {
-  std::fill(row, row + inside.begin, value);
-  std::fill(row + inside.end, row + count, value);
+// Sets the columns that the query does not see.
+inline void fill_hidden(const TileSchedule& schedule, std::int64_t query, std::int64_t first_key, std::int64_t count,
+                        float value, float* row) {
+  std::int64_t filled = 0;
+  for_each_visible(schedule, query, first_key, count, [&](Range seen) {
+    std::fill(row + filled, row + seen.begin, value);
+    filled = seen.end;
+  });
+  std::fill(row + filled, row + count, value);
 }
 
 // Factors of dropout for one row of weights: 0 or `kept`.

@@ -36,9 +36,10 @@ StandardBackward::StandardBackward(const Problem& problem, int threads) : geomet
   dq_ = layout_.add<float>(query_rows * problem.dim_qk);
   dk_ = layout_.add<float>(key_rows * problem.dim_qk);
   dv_ = layout_.add<float>(key_rows * problem.dim_v);
-  q_flags_ = layout_.add<std::uint8_t>(geometry_.masked() ? query_rows : 0);
-  k_flags_ = layout_.add<std::uint8_t>(geometry_.masked() ? key_rows : 0);
-  dout_flags_ = layout_.add<std::uint8_t>(geometry_.masked() ? query_rows : 0);
+  q_flags_ = layout_.add<std::uint8_t>(query_rows);
+  k_flags_ = layout_.add<std::uint8_t>(key_rows);
+  dout_flags_ = layout_.add<std::uint8_t>(query_rows);
+  blind_ = layout_.add<std::uint8_t>(query_rows);
 }
 
 PlanFacts StandardBackward::facts() const { return standard_facts(geometry_, layout_.bytes()); }
@@ -62,11 +63,9 @@ void StandardBackward::run(const BackwardTensors& tensors, std::span<std::byte> 
   if (problem.softcap > 0) {
     through_softcap(workspace);
   }
-  if (geometry_.masked()) {
-    take_out_queries(geometry_, problem.dim_qk, q_.in(workspace), q_flags_.in(workspace));
-    take_out_keys(geometry_, problem.dim_qk, k_.in(workspace), k_flags_.in(workspace));
-    take_out_queries(geometry_, problem.dim_v, dout_.in(workspace), dout_flags_.in(workspace));
-  }
+  take_out_queries(geometry_, problem.dim_qk, q_.in(workspace), q_flags_.in(workspace));
+  take_out_keys(geometry_, problem.dim_qk, k_.in(workspace), k_flags_.in(workspace));
+  take_out_queries(geometry_, problem.dim_v, dout_.in(workspace), dout_flags_.in(workspace));
   query_gradients(tensors, workspace);
   key_gradients(tensors, workspace);
 }
@@ -96,7 +95,8 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
   const std::int64_t first = geometry_.score_row(band.batch, band.head, query);
   float* weights = weights_.in(workspace) + first;
   float* gradient = score_gradient_.in(workspace) + first;
-  const Range seen = geometry_.schedule(band.batch).keys_of(query);
+  const TileSchedule& schedule = geometry_.schedule(band.batch, band.head);
+  const Range seen = schedule.keys_of(query);
   modifiers.apply(query, seen, weights, problem.softcap > 0 ? cap_derivative_.in(workspace) + first : nullptr);
 
   float delta = 0.0F;
@@ -111,11 +111,15 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
   delta_.in(workspace)[row] = delta;
 
   const float lse = line_value(tensors.lse, band, span, query);
-  const Range keys = lse == -kInfinity ? Range{} : seen;
+  const bool blind = lse == -kInfinity;
+  blind_.in(workspace)[row] = blind ? 1 : 0;
+  const Range keys = blind ? Range{} : seen;
   standard_rows::exp(weights + keys.begin, keys.size(), lse);
   standard_rows::round(weights + keys.begin, keys.size(), problem.dtype);
   standard_rows::round(gradient + keys.begin, keys.size(), problem.dtype);
   modifiers.softmax_gradient(query, keys, delta, weights, gradient);
+  fill_gaps(schedule, query, keys, 0.0F, weights);
+  fill_gaps(schedule, query, keys, 0.0F, gradient);
   finish_row(problem.dtype, span.keys, keys, weights);
   finish_row(problem.dtype, span.keys, keys, gradient);
 }
@@ -178,13 +182,14 @@ void StandardBackward::sink_gradient(const BackwardTensors& tensors, const float
 // dS to the gradient with respect to scale * q . k.
 void StandardBackward::through_softcap(std::span<std::byte> workspace) const {
   for_each_band(geometry_.threads(), geometry_.query_bands(), [&](const Band& band) {
-    const TileSchedule& schedule = geometry_.schedule(band.batch);
+    const TileSchedule& schedule = geometry_.schedule(band.batch, band.head);
     for (std::int64_t query = band.begin; query < band.end; ++query) {
       const Range keys = schedule.keys_of(query);
-      const std::int64_t first = geometry_.score_row(band.batch, band.head, query) + keys.begin;
+      const std::int64_t first = geometry_.score_row(band.batch, band.head, query);
       float* gradient = score_gradient_.in(workspace) + first;
-      standard_rows::multiply(gradient, cap_derivative_.in(workspace) + first, keys.size());
-      standard_rows::round(gradient, keys.size(), geometry_.problem().dtype);
+      standard_rows::multiply(gradient + keys.begin, cap_derivative_.in(workspace) + first + keys.begin, keys.size());
+      standard_rows::round(gradient + keys.begin, keys.size(), geometry_.problem().dtype);
+      fill_gaps(schedule, query, keys, 0.0F, gradient);
     }
   });
 }
@@ -198,13 +203,12 @@ void StandardBackward::query_gradients(const BackwardTensors& tensors, std::span
     const std::int64_t head_kv = band.head / problem.group_size();
     const std::int64_t key_row = geometry_.key_row(band.batch, head_kv, 0);
     const float* gradient = score_gradient_.in(workspace) + geometry_.score_row(band.batch, band.head, band.begin);
-    float* dq = dq_.in(workspace) + geometry_.query_row(band.batch, band.head, band.begin) * dim;
+    const std::int64_t query_row = geometry_.query_row(band.batch, band.head, band.begin);
+    float* dq = dq_.in(workspace) + query_row * dim;
     sgemm({band.rows(), dim, span.keys}, scale, {gradient, span.keys}, {k_.in(workspace) + key_row * dim, dim}, false,
           dq, dim);
-    if (geometry_.masked()) {
-      put_in_keys(geometry_, band, gradient, scale, k_flags_.in(workspace) + key_row,
-                  rows_of(tensors.k, band.batch, span.key_row, head_kv), dim, dq);
-    }
+    put_in_keys(geometry_, band, {gradient, scale, blind_.in(workspace) + query_row}, k_flags_.in(workspace) + key_row,
+                rows_of(tensors.k, band.batch, span.key_row, head_kv), dim, dq);
     store_rows(dq, dim, rows_of(tensors.dq, band.batch, span.query_row, band.head), band);
   });
 }
@@ -222,10 +226,8 @@ void StandardBackward::key_gradients(const BackwardTensors& tensors, std::span<s
       const float* of_head = scores + geometry_.score_row(band.batch, head, 0);
       sgemm({used.rows(), dim, span.queries}, factor, {of_head + band.begin, span.keys, true},
             {packed + query_row * dim, dim}, true, out, dim);
-      if (geometry_.masked()) {
-        put_in_queries(geometry_, used, of_head, factor, flags + query_row,
-                       rows_of(source, band.batch, span.query_row, head), dim, out);
-      }
+      put_in_queries(geometry_, used, head, {of_head, factor, blind_.in(workspace) + query_row}, flags + query_row,
+                     rows_of(source, band.batch, span.query_row, head), dim, out);
     }
   };
   for_each_band(geometry_.threads(), geometry_.key_bands(), [&](const Band& band) {

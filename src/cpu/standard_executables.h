@@ -56,6 +56,7 @@ class StandardBackward : public Executable {
   WorkspaceSlot<float> delta_;  // D - dLSE of each query row
   WorkspaceSlot<float> dq_, dk_, dv_;
   WorkspaceSlot<std::uint8_t> q_flags_, k_flags_, dout_flags_;
+  WorkspaceSlot<std::uint8_t> blind_;  // query rows whose every score is -inf: their gradients are zero
 };
 
 }  // namespace tessera::internal

@@ -26,16 +26,16 @@ void add_bands(std::vector<Band>& bands, std::int64_t batch, std::int64_t heads,
 
 }  // namespace
 
-StandardGeometry::StandardGeometry(const Problem& problem, int threads) : problem_(problem), threads_(threads) {
+StandardGeometry::StandardGeometry(const Problem& problem, int threads)
+    : problem_(problem), threads_(threads), alike_(problem.sequences_are_alike()) {
   score_begin_.push_back(0);
-  const bool alike = !problem.ragged() && problem.key_lengths.empty() && !problem.mask.has_segments();
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const SequenceSpan sequence = span(b);
     const std::int64_t scores = checked_mul(checked_mul(sequence.queries, sequence.keys, "elements of the scores"),
                                             problem.heads_q, "elements of the scores");
     score_begin_.push_back(checked_add(score_begin_.back(), scores, "elements of the scores"));
-    if (schedules_.empty() || !alike) {
-      schedules_.push_back(problem.schedule(b, 1, 1));
+    for (std::int64_t head = 0; head < problem.schedules_per_sequence() && (b == 0 || !alike_); ++head) {
+      schedules_.push_back(problem.schedule(b, 1, 1, head));
     }
     add_bands(query_bands_, b, problem.heads_q, sequence.queries, band_rows(query_rows()));
     add_bands(key_bands_, b, problem.heads_kv, stored_keys(b), band_rows(key_rows()));
@@ -47,8 +47,9 @@ std::int64_t StandardGeometry::stored_keys(std::int64_t batch) const {
   return problem_.ragged() ? problem_.cu_seqlens_k[b + 1] - problem_.cu_seqlens_k[b] : problem_.seq_k;
 }
 
-const TileSchedule& StandardGeometry::schedule(std::int64_t batch) const {
-  return schedules_[schedules_.size() == 1 ? 0 : static_cast<std::size_t>(batch)];
+const TileSchedule& StandardGeometry::schedule(std::int64_t batch, std::int64_t head) const {
+  const std::int64_t heads = problem_.schedules_per_sequence();
+  return schedules_[static_cast<std::size_t>((alike_ ? 0 : batch * heads) + (heads == 1 ? 0 : head))];
 }
 
 std::int64_t StandardGeometry::query_row(std::int64_t batch, std::int64_t head, std::int64_t query) const {

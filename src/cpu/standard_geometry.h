@@ -31,11 +31,8 @@ class StandardGeometry {
   std::int64_t score_elements() const { return score_begin_.back(); }
   const std::vector<Band>& query_bands() const { return query_bands_; }
   const std::vector<Band>& key_bands() const { return key_bands_; }
-  // Some pairs do not attend.
-  bool masked() const { return problem_.mask.has_band() || problem_.mask.has_segments(); }
-
   SequenceSpan span(std::int64_t batch) const { return problem_.sequence(batch); }
-  const TileSchedule& schedule(std::int64_t batch) const;
+  const TileSchedule& schedule(std::int64_t batch, std::int64_t head) const;
   // Index of a packed row, and of a row of scores' first element.
   std::int64_t query_row(std::int64_t batch, std::int64_t head, std::int64_t query) const;
   std::int64_t key_row(std::int64_t batch, std::int64_t head_kv, std::int64_t key) const;
@@ -46,8 +43,9 @@ class StandardGeometry {
 
   Problem problem_;
   int threads_;
+  bool alike_;                             // the sequences of the batch
   std::vector<std::int64_t> score_begin_;  // of each sequence, and their total
-  std::vector<TileSchedule> schedules_;    // one, or one for each sequence
+  std::vector<TileSchedule> schedules_;    // of one or of each sequence, for one or for each head
   std::vector<Band> query_bands_;
   std::vector<Band> key_bands_;
 };

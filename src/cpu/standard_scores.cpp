@@ -132,6 +132,16 @@ void RowModifiers::softmax_gradient(std::int64_t query, Range keys, float delta,
   });
 }
 
+void fill_gaps(const TileSchedule& schedule, std::int64_t query, Range keys, float value, float* row) {
+  std::int64_t filled = keys.begin;
+  for (Range run = schedule.next_keys(query, keys); !run.empty();
+       run = schedule.next_keys(query, {run.end, keys.end})) {
+    std::fill(row + filled, row + run.begin, value);
+    filled = run.end;
+  }
+  std::fill(row + filled, row + std::max(filled, keys.end), value);
+}
+
 void finish_row(DType dtype, std::int64_t size, Range keys, float* row) {
   const Range used = keys.empty() ? Range{} : keys;
   std::fill(row, row + used.begin, 0.0F);
@@ -148,9 +158,9 @@ void take_out(float* rows, std::int64_t count, std::int64_t dim, std::uint8_t* f
   }
 }
 
-void put_in_keys(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+void put_in_keys(const StandardGeometry& geometry, const Band& band, const WeightRows& weights,
                  const std::uint8_t* flags, const Rows<const void>& keys, std::int64_t dim, float* out) {
-  const TileSchedule& schedule = geometry.schedule(band.batch);
+  const TileSchedule& schedule = geometry.schedule(band.batch, band.head);
   const std::int64_t key_count = geometry.span(band.batch).keys;
   std::array<float, kMaxDim> row;
   for (const std::uint8_t* flag = std::find(flags, flags + key_count, 1); flag != flags + key_count;
@@ -158,27 +168,32 @@ void put_in_keys(const StandardGeometry& geometry, const Band& band, const float
     const std::int64_t key = flag - flags;
     load_row(keys, key, dim, row.data());
     for (std::int64_t query = band.begin; query < band.end; ++query) {
-      const Range seen = schedule.keys_of(query);
-      if (seen.begin <= key && key < seen.end) {
-        const std::int64_t local = query - band.begin;
-        add_row(out + local * dim, row.data(), factor * weights[local * key_count + key], dim);
+      const std::int64_t local = query - band.begin;
+      if (!weights.is_blind(local) && !schedule.next_keys(query, {key, key + 1}).empty()) {
+        add_row(out + local * dim, row.data(), weights.factor * weights.first[local * key_count + key], dim);
       }
     }
   }
 }
 
-void put_in_queries(const StandardGeometry& geometry, const Band& band, const float* weights, float factor,
+void put_in_queries(const StandardGeometry& geometry, const Band& band, std::int64_t head, const WeightRows& weights,
                     const std::uint8_t* flags, const Rows<const void>& queries, std::int64_t dim, float* out) {
-  const TileSchedule& schedule = geometry.schedule(band.batch);
+  const TileSchedule& schedule = geometry.schedule(band.batch, head);
   const SequenceSpan span = geometry.span(band.batch);
   std::array<float, kMaxDim> row;
   for (const std::uint8_t* flag = std::find(flags, flags + span.queries, 1); flag != flags + span.queries;
        flag = std::find(flag + 1, flags + span.queries, 1)) {
     const std::int64_t query = flag - flags;
-    const Range seen = schedule.keys_of(query);
+    if (weights.is_blind(query)) {
+      continue;
+    }
     load_row(queries, query, dim, row.data());
-    for (std::int64_t key = std::max(band.begin, seen.begin); key < std::min(band.end, seen.end); ++key) {
-      add_row(out + (key - band.begin) * dim, row.data(), factor * weights[query * span.keys + key], dim);
+    for (Range run = schedule.next_keys(query, {band.begin, band.end}); !run.empty();
+         run = schedule.next_keys(query, {run.end, band.end})) {
+      for (std::int64_t key = run.begin; key < run.end; ++key) {
+        add_row(out + (key - band.begin) * dim, row.data(), weights.factor * weights.first[query * span.keys + key],
+                dim);
+      }
     }
   }
 }

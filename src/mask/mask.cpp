@@ -29,6 +29,12 @@ Mask Mask::segments(Segments segments) {
   return mask;
 }
 
+Mask Mask::blocks(BlockMask blocks) {
+  Mask mask;
+  mask.blocks_ = std::move(blocks);
+  return mask;
+}
+
 Mask Mask::operator&(const Mask& other) const {
   if (has_band() && other.has_band() && !(alignment_ == other.alignment_)) {
     internal::fail_argument("alignment of a mask intersection", "two different alignments", "bands with the same one");
@@ -41,6 +47,9 @@ Mask Mask::operator&(const Mask& other) const {
   result.right_ = std::min(right_, other.right_);
   result.alignment_ = has_band() ? alignment_ : other.alignment_;
   result.segments_ = has_segments() ? segments_ : other.segments_;
+  result.blocks_ = has_blocks() && other.has_blocks() ? *blocks_ & *other.blocks_
+                   : has_blocks()                     ? blocks_
+                                                      : other.blocks_;
   return result;
 }
 
@@ -64,6 +73,9 @@ std::string Mask::describe() const {
   }
   if (has_segments()) {
     text += text.empty() ? "segments" : " & segments";
+  }
+  if (has_blocks()) {
+    text += (text.empty() ? "" : " & ") + block_mask().describe();
   }
   return text.empty() ? "none" : text;
 }

@@ -22,7 +22,9 @@ std::string list(const std::vector<std::int64_t>& values) {
 std::int64_t longest(const std::vector<std::int64_t>& cumulative) {
   std::int64_t length = 0;
   for (std::size_t i = 1; i < cumulative.size(); ++i) {
-    length = std::max(length, cumulative[i] - cumulative[i - 1]);
+    if (cumulative[i - 1] >= 0 && cumulative[i] >= 0) {  // others are for validate() to refuse
+      length = std::max(length, cumulative[i] - cumulative[i - 1]);
+    }
   }
   return length;
 }
@@ -48,9 +50,18 @@ SequenceSpan Problem::sequence(std::int64_t batch_index) const {
   return span;
 }
 
-TileSchedule Problem::schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k) const {
+bool Problem::sequences_are_alike() const {
+  return !ragged() && key_lengths.empty() && !mask.has_segments() &&
+         (!mask.has_blocks() || mask.block_mask().batch() == 1);
+}
+
+std::int64_t Problem::schedules_per_sequence() const { return mask.has_blocks() ? mask.block_mask().heads() : 1; }
+
+TileSchedule Problem::schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k,
+                               std::int64_t head) const {
   const SequenceSpan span = sequence(batch_index);
-  return {mask, {span.queries, span.keys, span.query_row, span.key_row}, tile_q, tile_k};
+  const std::int64_t pattern = mask.has_blocks() ? mask.block_mask().pattern_of(batch_index, head) : 0;
+  return {mask, {span.queries, span.keys, span.query_row, span.key_row, pattern}, tile_q, tile_k};
 }
 
 std::string Problem::describe() const {

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <numeric>
+#include <span>
 
 #include "core/fail.h"
 #include "tessera/mask.h"
@@ -49,7 +51,63 @@ std::vector<Range> keys_of_segments(const Segments& segments, const MaskSequence
   return ranges;
 }
 
+// Adds the tiles that overlap `range` and are not the last of `tiles` yet.
+void append_tiles(std::vector<std::int64_t>& tiles, Range range, std::int64_t tile) {
+  for (std::int64_t index = range.begin / tile; index * tile < range.end; ++index) {
+    if (tiles.empty() || tiles.back() != index) {
+      tiles.push_back(index);
+    }
+  }
+}
+
+std::int64_t first_at_least(std::span<const TileVisit> visits, std::int64_t index) {
+  return std::lower_bound(visits.begin(), visits.end(), index,
+                          [](const TileVisit& visit, std::int64_t wanted) { return visit.index < wanted; }) -
+         visits.begin();
+}
+
+std::optional<TileVisit> first_from(std::span<const TileVisit> visits, std::int64_t from) {
+  const std::int64_t n = first_at_least(visits, from);
+  return n == static_cast<std::int64_t>(visits.size()) ? std::nullopt
+                                                       : std::optional(visits[static_cast<std::size_t>(n)]);
+}
+
+Range span_of(std::span<const TileVisit> visits) {
+  return visits.empty() ? Range{} : Range{visits.front().index, visits.back().index + 1};
+}
+
 }  // namespace
+
+// The visits of a schedule with a block mask, by rows and by columns.
+struct TileSchedule::Lists {
+  struct Side {
+    std::vector<std::size_t> offsets{0};
+    std::vector<TileVisit> visits;
+    std::span<const TileVisit> operator[](std::int64_t index) const {
+      const auto n = static_cast<std::size_t>(index);
+      return std::span(visits).subspan(offsets[n], offsets[n + 1] - offsets[n]);
+    }
+  };
+  Side rows, columns;
+
+  void transpose(std::int64_t key_tiles);
+};
+
+void TileSchedule::Lists::transpose(std::int64_t key_tiles) {
+  columns.offsets.assign(static_cast<std::size_t>(key_tiles) + 1, 0);
+  for (const TileVisit& visit : rows.visits) {
+    ++columns.offsets[static_cast<std::size_t>(visit.index) + 1];
+  }
+  std::partial_sum(columns.offsets.begin(), columns.offsets.end(), columns.offsets.begin());
+  std::vector<std::size_t> next(columns.offsets.begin(), columns.offsets.end() - 1);
+  columns.visits.resize(rows.visits.size());
+  for (std::size_t row = 0; row + 1 < rows.offsets.size(); ++row) {
+    for (std::size_t n = rows.offsets[row]; n < rows.offsets[row + 1]; ++n) {
+      const TileVisit& visit = rows.visits[n];
+      columns.visits[next[static_cast<std::size_t>(visit.index)]++] = {static_cast<std::int64_t>(row), visit.kind};
+    }
+  }
+}
 
 TileSchedule::TileSchedule(const Mask& mask, const MaskSequence& sequence, std::int64_t tile_q, std::int64_t tile_k)
     : sequence_(sequence),
@@ -67,6 +125,38 @@ TileSchedule::TileSchedule(const Mask& mask, const MaskSequence& sequence, std::
   if (mask.has_segments()) {
     segment_keys_ = keys_of_segments(mask.segment_ids(), sequence);
   }
+  if (mask.has_blocks()) {
+    blocks_ = mask.block_mask();
+    list_visits();
+  }
+}
+
+void TileSchedule::list_visits() {
+  const BlockGrid& grid = blocks_->grid();
+  auto lists = std::make_shared<Lists>();
+  std::vector<std::int64_t> tiles;
+  for (std::int64_t query_tile = 0; query_tile < query_tiles(); ++query_tile) {
+    const Range span = band_row_span(query_tile);
+    const Range queries{query_tile * tile_q_, std::min((query_tile + 1) * tile_q_, sequence_.queries)};
+    tiles.clear();
+    for (std::int64_t block_row = queries.begin / grid.block_q; block_row * grid.block_q < queries.end; ++block_row) {
+      for (const TileVisit& block : blocks_->row(sequence_.pattern, block_row)) {
+        const Range keys{std::max(block.index * grid.block_k, span.begin * tile_k_),
+                         std::min((block.index + 1) * grid.block_k, std::min(span.end * tile_k_, sequence_.keys))};
+        append_tiles(tiles, keys, tile_k_);
+      }
+    }
+    std::sort(tiles.begin(), tiles.end());
+    tiles.erase(std::unique(tiles.begin(), tiles.end()), tiles.end());
+    for (const std::int64_t tile : tiles) {
+      if (const auto kind = block_visit(query_tile, tile)) {
+        lists->rows.visits.push_back({tile, *kind});
+      }
+    }
+    lists->rows.offsets.push_back(lists->rows.visits.size());
+  }
+  lists->transpose(key_tiles());
+  lists_ = std::move(lists);
 }
 
 std::int64_t TileSchedule::query_tiles() const { return ceil_div(sequence_.queries, tile_q_); }
@@ -90,9 +180,22 @@ Range TileSchedule::unclipped(std::int64_t query) const {
   return range;
 }
 
+Range TileSchedule::next_keys(std::int64_t query, Range within) const {
+  const Range seen = unclipped(query);
+  const Range clipped{std::max(within.begin, seen.begin), std::min(within.end, seen.end)};
+  if (clipped.empty()) {
+    return {};
+  }
+  return blocks_ ? blocks_->next_keys(sequence_.pattern, query, clipped) : clipped;
+}
+
 Range TileSchedule::keys_of(std::int64_t query) const {
-  const Range range = unclipped(query);
-  return range.empty() ? Range{} : range;
+  const Range first = next_keys(query, {0, sequence_.keys});
+  std::int64_t end = first.end;
+  for (Range run = first; blocks_ && !run.empty(); run = next_keys(query, {end, sequence_.keys})) {
+    end = run.end;
+  }
+  return {first.begin, end};
 }
 
 Range TileSchedule::queries_of(Range keys) const {
@@ -102,16 +205,16 @@ Range TileSchedule::queries_of(Range keys) const {
   std::int64_t begin = first_where(0, sequence_.queries, [&](std::int64_t i) { return unclipped(i).end > keys.begin; });
   std::int64_t end =
       first_where(begin, sequence_.queries, [&](std::int64_t i) { return unclipped(i).begin >= keys.end; });
-  while (begin < end && unclipped(begin).empty()) {
+  while (begin < end && next_keys(begin, keys).empty()) {
     ++begin;
   }
-  while (begin < end && unclipped(end - 1).empty()) {
+  while (begin < end && next_keys(end - 1, keys).empty()) {
     --end;
   }
   return begin < end ? Range{begin, end} : Range{};
 }
 
-std::optional<TileKind> TileSchedule::visit(std::int64_t query_tile, std::int64_t key_tile) const {
+std::optional<TileKind> TileSchedule::band_visit(std::int64_t query_tile, std::int64_t key_tile) const {
   const std::int64_t first = query_tile * tile_q_;
   const std::int64_t last = std::min(first + tile_q_, sequence_.queries);
   const std::int64_t key_begin = key_tile * tile_k_;
@@ -132,7 +235,56 @@ std::optional<TileKind> TileSchedule::visit(std::int64_t query_tile, std::int64_
   return TileKind::partial;
 }
 
-Range TileSchedule::row_span(std::int64_t query_tile) const {
+bool TileSchedule::blocks_are_full(Range queries, Range keys) const {
+  const BlockGrid& grid = blocks_->grid();
+  const std::int64_t first_column = keys.begin / grid.block_k;
+  const std::int64_t last_column = internal::ceil_div(keys.end, grid.block_k);
+  for (std::int64_t block_row = queries.begin / grid.block_q; block_row * grid.block_q < queries.end; ++block_row) {
+    const auto blocks = blocks_->row(sequence_.pattern, block_row);
+    const auto kept = blocks.subspan(static_cast<std::size_t>(first_at_least(blocks, first_column)));
+    const auto wanted = static_cast<std::size_t>(last_column - first_column);
+    const bool full = kept.size() >= wanted && kept[wanted - 1].index == last_column - 1 &&
+                      std::all_of(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(wanted),
+                                  [](const TileVisit& block) { return block.kind == TileKind::full; });
+    if (!full) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::optional<TileKind> TileSchedule::block_visit(std::int64_t query_tile, std::int64_t key_tile) const {
+  const auto band = band_visit(query_tile, key_tile);
+  if (!band) {
+    return std::nullopt;
+  }
+  const Range queries{query_tile * tile_q_, std::min((query_tile + 1) * tile_q_, sequence_.queries)};
+  const Range keys{key_tile * tile_k_, std::min((key_tile + 1) * tile_k_, sequence_.keys)};
+  if (band == TileKind::full && blocks_are_full(queries, keys)) {
+    return TileKind::full;
+  }
+  bool any = false;
+  bool all = true;
+  for (std::int64_t query = queries.begin; query < queries.end && (all || !any); ++query) {
+    const Range run = next_keys(query, keys);
+    any = any || !run.empty();
+    all = all && run == keys;
+  }
+  return all ? std::optional(TileKind::full) : any ? std::optional(TileKind::partial) : std::nullopt;
+}
+
+std::optional<TileKind> TileSchedule::visit(std::int64_t query_tile, std::int64_t key_tile) const {
+  if (!lists_) {
+    return band_visit(query_tile, key_tile);
+  }
+  if (query_tile >= query_tiles()) {
+    return std::nullopt;
+  }
+  const auto found = first_from(lists_->rows[query_tile], key_tile);
+  return found && found->index == key_tile ? std::optional(found->kind) : std::nullopt;
+}
+
+Range TileSchedule::band_row_span(std::int64_t query_tile) const {
   std::int64_t first = query_tile * tile_q_;
   std::int64_t last = std::min(first + tile_q_, sequence_.queries);
   while (first < last && unclipped(first).empty()) {
@@ -147,48 +299,93 @@ Range TileSchedule::row_span(std::int64_t query_tile) const {
   return {unclipped(first).begin / tile_k_, ceil_div(unclipped(last - 1).end, tile_k_)};
 }
 
+Range TileSchedule::row_span(std::int64_t query_tile) const {
+  return lists_ ? span_of(lists_->rows[query_tile]) : band_row_span(query_tile);
+}
+
 Range TileSchedule::column_span(std::int64_t key_tile) const {
+  if (lists_) {
+    return span_of(lists_->columns[key_tile]);
+  }
   const std::int64_t begin = key_tile * tile_k_;
   const Range queries = queries_of({begin, std::min(begin + tile_k_, sequence_.keys)});
   return queries.empty() ? Range{} : Range{queries.begin / tile_q_, ceil_div(queries.end, tile_q_)};
 }
 
+std::int64_t TileSchedule::row_size(std::int64_t query_tile) const {
+  return lists_ ? static_cast<std::int64_t>(lists_->rows[query_tile].size()) : band_row_span(query_tile).size();
+}
+
+std::int64_t TileSchedule::column_size(std::int64_t key_tile) const {
+  return lists_ ? static_cast<std::int64_t>(lists_->columns[key_tile].size()) : column_span(key_tile).size();
+}
+
+std::optional<TileVisit> TileSchedule::next_in_row(std::int64_t query_tile, std::int64_t from) const {
+  if (lists_) {
+    return first_from(lists_->rows[query_tile], from);
+  }
+  const Range span = band_row_span(query_tile);
+  for (std::int64_t tile = std::max(from, span.begin); tile < span.end; ++tile) {
+    if (const auto kind = band_visit(query_tile, tile)) {
+      return TileVisit{tile, *kind};
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<TileVisit> TileSchedule::next_in_column(std::int64_t key_tile, std::int64_t from) const {
+  if (lists_) {
+    return first_from(lists_->columns[key_tile], from);
+  }
+  const Range span = column_span(key_tile);
+  for (std::int64_t tile = std::max(from, span.begin); tile < span.end; ++tile) {
+    if (const auto kind = band_visit(tile, key_tile)) {
+      return TileVisit{tile, *kind};
+    }
+  }
+  return std::nullopt;
+}
+
 std::vector<TileVisit> TileSchedule::row(std::int64_t query_tile) const {
   std::vector<TileVisit> visits;
-  const Range span = row_span(query_tile);
-  for (std::int64_t tile = span.begin; tile < span.end; ++tile) {
-    if (const auto kind = visit(query_tile, tile)) {
-      visits.push_back({tile, *kind});
-    }
+  for (auto visit = next_in_row(query_tile, 0); visit; visit = next_in_row(query_tile, visit->index + 1)) {
+    visits.push_back(*visit);
   }
   return visits;
 }
 
 std::vector<TileVisit> TileSchedule::column(std::int64_t key_tile) const {
   std::vector<TileVisit> visits;
-  const Range span = column_span(key_tile);
-  for (std::int64_t tile = span.begin; tile < span.end; ++tile) {
-    if (const auto kind = visit(tile, key_tile)) {
-      visits.push_back({tile, *kind});
-    }
+  for (auto visit = next_in_column(key_tile, 0); visit; visit = next_in_column(key_tile, visit->index + 1)) {
+    visits.push_back(*visit);
   }
   return visits;
+}
+
+std::int64_t TileSchedule::pairs_of(std::int64_t query_tile, const TileVisit& visit) const {
+  const Range queries{query_tile * tile_q_, std::min((query_tile + 1) * tile_q_, sequence_.queries)};
+  const Range keys{visit.index * tile_k_, std::min((visit.index + 1) * tile_k_, sequence_.keys)};
+  if (visit.kind == TileKind::full) {
+    return queries.size() * keys.size();
+  }
+  std::int64_t pairs = 0;
+  for (std::int64_t query = queries.begin; query < queries.end; ++query) {
+    for (Range run = next_keys(query, keys); !run.empty(); run = next_keys(query, {run.end, keys.end})) {
+      pairs += run.size();
+    }
+  }
+  return pairs;
 }
 
 TileSchedule::Counts TileSchedule::count() const {
   Counts counts;
   for (std::int64_t query_tile = 0; query_tile < query_tiles(); ++query_tile) {
-    const Range span = row_span(query_tile);
-    for (std::int64_t tile = span.begin; tile < span.end; ++tile) {
-      if (const auto kind = visit(query_tile, tile)) {
-        ++(*kind == TileKind::full ? counts.full : counts.partial);
-      }
+    for (auto visit = next_in_row(query_tile, 0); visit; visit = next_in_row(query_tile, visit->index + 1)) {
+      ++(visit->kind == TileKind::full ? counts.full : counts.partial);
+      counts.pairs += pairs_of(query_tile, *visit);
     }
   }
   counts.skipped = query_tiles() * key_tiles() - counts.full - counts.partial;
-  for (std::int64_t query = 0; query < queries(); ++query) {
-    counts.pairs += unclipped(query).size();
-  }
   return counts;
 }
 

@@ -14,27 +14,20 @@ std::optional<std::string> refusal(const Impl& impl, const Problem& problem, Pas
   return impl.refuses(problem, pass, options);
 }
 
-bool sequences_are_alike(const Problem& problem) {
-  return !problem.ragged() && problem.key_lengths.empty() && !problem.mask.has_segments();
-}
-
 TileSchedule::Counts count_tiles(const Problem& problem, std::int64_t tile_q, std::int64_t tile_k) {
   TileSchedule::Counts total;
-  const auto add = [&](std::int64_t batch_index, std::int64_t times) {
-    const TileSchedule::Counts counts = problem.schedule(batch_index, tile_q, tile_k).count();
-    total.full += times * counts.full;
-    total.partial += times * counts.partial;
-    total.skipped += times * counts.skipped;
-    total.pairs += times * counts.pairs;
-  };
-  if (sequences_are_alike(problem)) {
-    if (problem.batch > 0) {
-      add(0, problem.batch * problem.heads_q);
+  const std::int64_t schedules = problem.schedules_per_sequence();
+  const bool alike = problem.sequences_are_alike();
+  const std::int64_t sequences = alike ? std::min<std::int64_t>(problem.batch, 1) : problem.batch;
+  const std::int64_t times = (alike ? problem.batch : 1) * (problem.heads_q / schedules);
+  for (std::int64_t b = 0; b < sequences; ++b) {
+    for (std::int64_t head = 0; head < schedules; ++head) {
+      const TileSchedule::Counts counts = problem.schedule(b, tile_q, tile_k, head).count();
+      total.full += times * counts.full;
+      total.partial += times * counts.partial;
+      total.skipped += times * counts.skipped;
+      total.pairs += times * counts.pairs;
     }
-    return total;
-  }
-  for (std::int64_t b = 0; b < problem.batch; ++b) {
-    add(b, problem.heads_q);
   }
   return total;
 }

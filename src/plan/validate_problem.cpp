@@ -124,7 +124,27 @@ void validate_segment_side(const Problem& problem, std::string_view side, const 
   }
 }
 
+void validate_blocks(const Problem& problem) {
+  const BlockMask& blocks = problem.mask.block_mask();
+  const auto check = [](const char* name, std::int64_t value, std::int64_t wanted, const std::string& accepted) {
+    if (value != wanted) {
+      fail_argument(name, value, accepted + ", " + std::to_string(wanted));
+    }
+  };
+  check("block mask: grid.queries", blocks.grid().queries, problem.seq_q, "seq_q");
+  check("block mask: grid.keys", blocks.grid().keys, problem.seq_k, "seq_k");
+  if (blocks.batch() != 1) {
+    check("block mask: batch", blocks.batch(), problem.batch, "1 or the batch");
+  }
+  if (blocks.heads() != 1) {
+    check("block mask: heads", blocks.heads(), problem.heads_q, "1 or heads_q");
+  }
+}
+
 void validate_mask(const Problem& problem) {
+  if (problem.mask.has_blocks()) {
+    validate_blocks(problem);
+  }
   if (!problem.mask.has_segments()) {
     return;
   }

@@ -72,8 +72,16 @@ void store_rows(const TensorView& view, const Problem& problem, std::int64_t bat
   }
 }
 
-bool attends(const Problem& problem, const SequenceSpan& span, std::int64_t query, std::int64_t key) {
+bool attends(const Problem& problem, const SequenceSpan& span, const Position& at) {
   const Mask& mask = problem.mask;
+  const std::int64_t query = at.query;
+  const std::int64_t key = at.key;
+  if (mask.has_blocks()) {
+    const BlockMask& blocks = mask.block_mask();
+    if (!blocks.attends(blocks.pattern_of(at.batch, at.head), query, key)) {
+      return false;
+    }
+  }
   if (mask.has_band()) {
     const std::int64_t position = query + mask.alignment().resolve(span.queries, span.keys);
     if (mask.left() != Mask::kUnlimited && position - key > mask.left()) {
@@ -155,10 +163,11 @@ ScoreRow score_row(const Problem& problem, const ScoreTensors& tensors, const Se
   ScoreRow row;
   const std::int64_t dim = problem.dim_qk;
   for (std::int64_t key = 0; key < span.keys; ++key) {
-    if (attends(problem, span, query, key)) {
+    const Position at{batch, head, query, key};
+    if (attends(problem, span, at)) {
       const double scaled = static_cast<double>(problem.softmax_scale()) * dot(&q[query * dim], &k[key * dim], dim);
       row.keys.push_back(key);
-      row.scores.push_back(score_of(problem, tensors, span, {batch, head, query, key}, scaled));
+      row.scores.push_back(score_of(problem, tensors, span, at, scaled));
     }
   }
   if (problem.sinks) {

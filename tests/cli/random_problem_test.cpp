@@ -31,14 +31,15 @@ TEST(RandomProblem, EveryFeatureIsDrawn) {
     }
   }
   for (const char* feature :
-       {"float32",      "bfloat16",      "float16",       "float32 output", "empty sequence", "length 1", "ragged",
-        "key lengths",  "grouped heads", "dim-v differs", "causal",         "window",         "segments", "top-left",
-        "diagonal",     "masked rows",   "scale",         "softcap",        "alibi",          "sinks",    "bias",
-        "-inf in bias", "dropout",       "dLSE",          "strided",        "NaN and inf"}) {
+       {"float32",  "bfloat16",    "float16",       "float32 output", "empty sequence", "length 1",
+        "ragged",   "key lengths", "grouped heads", "dim-v differs",  "causal",         "window",
+        "segments", "top-left",    "diagonal",      "masked rows",    "scale",          "softcap",
+        "alibi",    "sinks",       "bias",          "-inf in bias",   "dropout",        "dLSE",
+        "strided",  "NaN and inf", "blocks",        "blocks by head"}) {
     EXPECT_GE(drawn[feature], kProblems / 100) << feature;
     EXPECT_LE(drawn[feature], kProblems * 85 / 100) << feature << " is hardly ever absent";
   }
-  EXPECT_EQ(drawn.size(), 26U) << "a feature is not in the list above";
+  EXPECT_EQ(drawn.size(), 28U) << "a feature is not in the list above";
 }
 
 TEST(RandomProblem, ProblemsDiffer) {
@@ -54,8 +55,7 @@ TEST(RandomProblem, ProblemsDiffer) {
 TEST(RandomProblem, IsPinned) {
   const RandomProblem first = random_problem(1, 0);
   EXPECT_EQ(first.problem, random_problem(1, 0).problem);
-  EXPECT_EQ(first.problem.describe(),
-            "float32 ragged q[0, 17] k[0, 17] heads 1:1 dim 80:80 mask diagonal -2 scale 0.0935321");
+  EXPECT_EQ(first.problem.describe(), "float32 ragged q[0, 17] k[0, 17] heads 1:1 dim 80:80 mask diagonal -2");
   EXPECT_EQ(random_problem(1, 7).problem.describe(),
             "float16 batch 2 seq 0x1 heads 1:1 dim 96:24 output float32 mask segments");
   EXPECT_EQ(first.tensors.seed, 5550715685708275444U);

@@ -11,6 +11,8 @@
 namespace {
 
 using tessera::Alignment;
+using tessera::BlockGrid;
+using tessera::BlockMask;
 using tessera::Mask;
 using tessera::MaskSequence;
 using tessera::Range;
@@ -63,8 +65,24 @@ bool attends(const Mask& mask, const MaskSequence& sequence, std::int64_t query,
   if (mask.right() != Mask::kUnlimited && key - position > mask.right()) {
     return false;
   }
+  if (mask.has_blocks() && !mask.block_mask().attends(0, query, key)) {
+    return false;
+  }
   return !mask.has_segments() || mask.segment_ids().query[static_cast<std::size_t>(query)] ==
                                      mask.segment_ids().key[static_cast<std::size_t>(key)];
+}
+
+// Runs of pairs that attend and runs that do not.
+BlockMask blocks(Bytes& bytes, const BlockGrid& grid) {
+  std::vector<std::uint8_t> attends(static_cast<std::size_t>(grid.queries * grid.keys), 1);
+  std::size_t pair = 0;
+  for (std::uint8_t value = 0; pair < attends.size(); value = 1 - value) {
+    const auto end = std::min(attends.size(), pair + 1 + static_cast<std::size_t>(bytes.byte()));
+    std::fill(attends.begin() + static_cast<std::ptrdiff_t>(pair), attends.begin() + static_cast<std::ptrdiff_t>(end),
+              value);
+    pair = end;
+  }
+  return BlockMask::from_dense(grid, attends);
 }
 
 void check_tile(const Mask& mask, const MaskSequence& sequence, const TileSchedule& schedule, std::int64_t query_tile,
@@ -77,7 +95,8 @@ void check_tile(const Mask& mask, const MaskSequence& sequence, const TileSchedu
          ++j) {
       const Range keys = schedule.keys_of(i);
       const bool attending = attends(mask, sequence, i, j);
-      require(attending == (keys.begin <= j && j < keys.end), "keys_of", mask);
+      require(attending == !schedule.next_keys(i, {j, j + 1}).empty(), "next_keys", mask);
+      require(!attending || (keys.begin <= j && j < keys.end), "keys_of", mask);
       seen += attending ? 1 : 0;
       ++all;
     }
@@ -108,7 +127,7 @@ void check_lists(const Mask& mask, const TileSchedule& schedule) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Bytes bytes(data, size);
-  const MaskSequence sequence{bytes.between(0, 40), bytes.between(0, 40), 0, 0};
+  const MaskSequence sequence{bytes.between(0, 40), bytes.between(0, 40), 0, 0, 0};
   const std::int64_t tile_q = bytes.between(1, 17);
   const std::int64_t tile_k = bytes.between(1, 17);
   const std::int64_t left = side(bytes);
@@ -118,6 +137,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     segments.query = documents(bytes, sequence.queries);
     segments.key = documents(bytes, sequence.keys);
     mask = mask & Mask::segments(segments);
+  }
+  if (bytes.flag()) {
+    mask = mask & Mask::blocks(blocks(bytes, {sequence.queries, sequence.keys, 16, 16}));
   }
   const TileSchedule schedule(mask, sequence, tile_q, tile_k);
   for (std::int64_t query_tile = 0; query_tile < schedule.query_tiles(); ++query_tile) {

@@ -53,6 +53,14 @@ std::vector<Case> cases() {
                   p.seq_k = 1500;
                 }),
       make_case("broadcast_bias", [](Problem& p) { p.bias_shape = {{1, 1, 210, 333}}; }),
+      make_case("block_mask_of_uneven_heads",
+                [](Problem& p) {
+                  std::vector<BlockMask> heads;
+                  for (std::uint64_t h = 0; h < 4; ++h) {
+                    heads.push_back(block_patterns::random({210, 333, 32, 64}, 0.2 + 0.2 * static_cast<double>(h), h));
+                  }
+                  p.mask = Mask::blocks(BlockMask::over_heads(heads));
+                }),
       make_case("everything",
                 [](Problem& p) {
                   set_ragged(p, {0, 100, 100, 210}, {0, 50, 90, 333});

@@ -28,12 +28,40 @@ class Drawer {
 
   Draw next() {
     Draw draw;
-    draw.sequence = {pick(0, 24), pick(0, 24), pick(0, 5), pick(0, 5)};
+    draw.sequence = {pick(0, 24), pick(0, 24), pick(0, 5), pick(0, 5), 0};
     draw.tile_q = pick(1, 9);
     draw.tile_k = pick(1, 9);
     draw.mask = band();
     if (pick(0, 2) == 0) draw.mask = draw.mask & Mask::segments(segments(draw.sequence));
     return draw;
+  }
+
+  // Longer sequences under a block mask of several heads, with tiles that divide its blocks or do not.
+  Draw next_with_blocks() {
+    Draw draw;
+    const BlockGrid grid{pick(0, 90), pick(0, 90), 16 * pick(1, 3), 16 * pick(1, 3)};
+    draw.sequence = {pick(0, grid.queries), pick(0, grid.keys), 0, 0, pick(0, 2)};
+    draw.tile_q = pick(0, 1) == 0 ? grid.block_q : pick(5, 40);
+    draw.tile_k = pick(0, 1) == 0 ? grid.block_k : pick(5, 40);
+    std::vector<BlockMask> heads;
+    for (int head = 0; head < 3; ++head) heads.push_back(blocks(grid));
+    draw.mask = band() & Mask::blocks(BlockMask::over_heads(heads));
+    if (pick(0, 3) == 0) draw.mask = draw.mask & Mask::segments(segments(draw.sequence));
+    return draw;
+  }
+
+  BlockMask blocks(const BlockGrid& grid) {
+    if (pick(0, 1) == 0) {
+      return block_patterns::random(grid, static_cast<double>(pick(0, 4)) / 4, static_cast<std::uint64_t>(pick(0, 99)));
+    }
+    std::vector<std::uint8_t> attends(static_cast<std::size_t>(grid.queries * grid.keys));
+    const std::int64_t rare = pick(1, 3);  // runs of ones, so that some blocks are full
+    std::uint8_t value = 1;
+    for (std::uint8_t& pair : attends) {
+      if (pick(0, 20 * rare) == 0) value = static_cast<std::uint8_t>(1 - value);
+      pair = value;
+    }
+    return BlockMask::from_dense(grid, attends);
   }
 
  private:
@@ -86,14 +114,19 @@ std::string label(const Draw& draw) {
 
 void check_elements(const Draw& draw, const TileSchedule& schedule) {
   for (std::int64_t i = 0; i < draw.sequence.queries; ++i) {
-    const Range keys = schedule.keys_of(i);
+    Range all;
+    Range run = schedule.next_keys(i, {0, draw.sequence.keys});
     for (std::int64_t j = 0; j < draw.sequence.keys; ++j) {
-      ASSERT_EQ(keys.begin <= j && j < keys.end, attends(draw.mask, draw.sequence, i, j))
-          << "query " << i << " key " << j;
+      const bool attending = attends(draw.mask, draw.sequence, i, j);
+      if (!run.empty() && j == run.end) {
+        ASSERT_FALSE(attending) << "a run ends early: query " << i << " key " << j;
+        run = schedule.next_keys(i, {j, draw.sequence.keys});
+      }
+      ASSERT_EQ(run.begin <= j && j < run.end, attending) << "query " << i << " key " << j;
+      ASSERT_EQ(schedule.next_keys(i, {j, j + 1}).empty(), !attending) << "query " << i << " key " << j;
+      if (attending) all = {all.empty() ? j : all.begin, j + 1};
     }
-    if (keys.empty()) {
-      ASSERT_EQ(keys, Range{}) << "query " << i;
-    }
+    ASSERT_EQ(schedule.keys_of(i), all) << "query " << i;
   }
 }
 
@@ -116,7 +149,9 @@ void check_tiles(const Draw& draw, const TileSchedule& schedule) {
       ASSERT_EQ(span, (Range{expected.front().index, expected.back().index + 1}));
     }
   }
-  for (std::int64_t i = 0; i < draw.sequence.queries; ++i) counts.pairs += schedule.keys_of(i).size();
+  for (std::int64_t i = 0; i < draw.sequence.queries; ++i) {
+    for (std::int64_t j = 0; j < draw.sequence.keys; ++j) counts.pairs += attends(draw.mask, draw.sequence, i, j);
+  }
   const TileSchedule::Counts actual = schedule.count();
   EXPECT_EQ(actual.full, counts.full);
   EXPECT_EQ(actual.partial, counts.partial);
@@ -154,17 +189,22 @@ void check_transpose(const Draw& draw, const TileSchedule& schedule) {
   }
 }
 
+void check(const Draw& draw) {
+  SCOPED_TRACE(label(draw));
+  const TileSchedule schedule(draw.mask, draw.sequence, draw.tile_q, draw.tile_k);
+  check_elements(draw, schedule);
+  check_tiles(draw, schedule);
+  check_transpose(draw, schedule);
+}
+
 TEST(MaskLowering, AgreesWithTheElementDefinition) {
   Drawer drawer(20240517);
-  for (int n = 0; n < 3000; ++n) {
-    const Draw draw = drawer.next();
-    SCOPED_TRACE(label(draw));
-    const TileSchedule schedule(draw.mask, draw.sequence, draw.tile_q, draw.tile_k);
-    check_elements(draw, schedule);
-    check_tiles(draw, schedule);
-    check_transpose(draw, schedule);
-    if (HasFailure()) return;
-  }
+  for (int n = 0; n < 3000 && !testing::Test::HasFailure(); ++n) check(drawer.next());
+}
+
+TEST(MaskLowering, OfBlockMasksAgreesWithTheElementDefinition) {
+  Drawer drawer(20261123);
+  for (int n = 0; n < 400 && !testing::Test::HasFailure(); ++n) check(drawer.next_with_blocks());
 }
 
 // What the backward pass relies on: no tile that attends is lost, whatever the two tile sizes are.

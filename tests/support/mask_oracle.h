@@ -14,6 +14,7 @@ inline bool attends(const Mask& mask, const MaskSequence& sequence, std::int64_t
   const std::int64_t position = query + mask.alignment().resolve(sequence.queries, sequence.keys);
   if (mask.left() != Mask::kUnlimited && key < position - mask.left()) return false;
   if (mask.right() != Mask::kUnlimited && key > position + mask.right()) return false;
+  if (mask.has_blocks() && !mask.block_mask().attends(sequence.pattern, query, key)) return false;
   if (!mask.has_segments()) return true;
   const Segments& ids = mask.segment_ids();
   return ids.query.at(static_cast<std::size_t>(sequence.query_offset + query)) ==
