@@ -35,13 +35,13 @@ void register_cases() {
   for (const auto pass : {tessera::Pass::forward, tessera::Pass::backward}) {
     for (const std::int64_t dim : {64, 128}) {
       for (const std::int64_t length : {2048, 8192}) {
-        for (const bool causal : {false, true}) {
+        for (const char* mask : {"dense", "causal", "butterfly"}) {
           for (const int threads : {1, 2}) {
             Case settings;
             settings.pass = pass;
             settings.length = length;
             settings.dim = dim;
-            settings.causal = causal;
+            settings.mask = mask;
             settings.threads = threads;
             benchmark::RegisterBenchmark(tessera::bench::name_of(settings).c_str(), attention, settings)
                 ->Unit(benchmark::kMillisecond)

@@ -27,6 +27,7 @@ struct Options {
   int repeats = 15;
   std::int64_t longest = 8192;
   std::string isa;
+  std::string only;
   std::string json;
   bool check = false;
 };
@@ -81,9 +82,11 @@ std::vector<Row> rows_of(const Options& options) {
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     for (const std::int64_t dim : {64, 128}) {
       const Case dense = case_of(options, pass, dim, 8192);
-      Case causal = dense;
-      causal.causal = true;
-      rows.push_back({tessera::bench::name_of(causal), causal, dense, 0.90, "of the dense rate per visited FLOP"});
+      for (const char* mask : {"causal", "butterfly", "random-1/8", "random-1/2"}) {
+        Case masked = dense;
+        masked.mask = mask;
+        rows.push_back({tessera::bench::name_of(masked), masked, dense, 0.90, "of the dense rate per visited FLOP"});
+      }
     }
   }
   for (const Pass pass : {Pass::forward, Pass::backward}) {
@@ -149,6 +152,9 @@ int print_table(const Options& options) {
              "promised", "");
   int missed = 0;
   for (const Row& row : rows_of(options)) {
+    if (row.name.find(options.only) == std::string::npos) {
+      continue;
+    }
     const Result result = measure(row, options);
     const bool kept = result.ratio >= row.promise;
     missed += kept ? 0 : 1;
@@ -171,6 +177,7 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--repeats", options.repeats, "measurements of each row")->check(CLI::PositiveNumber);
   app.add_option("--longest", options.longest, "cut all lengths to this")->check(CLI::PositiveNumber);
   app.add_option("--isa", options.isa, "instruction set; default: the best");
+  app.add_option("--only", options.only, "the rows whose name holds this");
   app.add_option("--json", options.json, "also write the figures to this file");
   app.add_flag("--check", options.check, "exit with 1 when a promise is missed");
   CLI11_PARSE(app, argc, argv);

@@ -9,6 +9,20 @@ namespace tessera::bench {
 
 namespace {
 
+Mask mask_of(const Case& settings) {
+  const BlockGrid grid{settings.length, settings.length, 128, 128};
+  if (settings.mask == "causal") {
+    return Mask::causal();
+  }
+  if (settings.mask == "butterfly") {
+    return Mask::blocks(block_patterns::butterfly(grid));
+  }
+  if (settings.mask == "random-1/8" || settings.mask == "random-1/2") {
+    return Mask::blocks(block_patterns::random(grid, settings.mask == "random-1/8" ? 0.125 : 0.5, 1));
+  }
+  return {};
+}
+
 Plan plan_of(const Case& settings, Pass pass) {
   Problem problem;
   problem.dtype = settings.dtype;
@@ -18,9 +32,7 @@ Plan plan_of(const Case& settings, Pass pass) {
   problem.heads_kv = settings.heads;
   problem.dim_qk = settings.dim;
   problem.dim_v = settings.dim;
-  if (settings.causal) {
-    problem.mask = Mask::causal();
-  }
+  problem.mask = mask_of(settings);
   PlanOptions options;
   options.impl = settings.impl;
   options.isa = settings.isa;
@@ -44,7 +56,7 @@ std::string name_of(const Case& settings) {
   if (settings.heads > 1) {
     name += "/h" + std::to_string(settings.heads);
   }
-  name += settings.causal ? "/causal" : "/dense";
+  name += "/" + settings.mask;
   return name + "/threads" + std::to_string(settings.threads);
 }
 

@@ -17,7 +17,7 @@ struct Case {
   std::int64_t length = 2048;  // of queries and of keys
   std::int64_t dim = 64;       // of queries, keys and values
   std::int64_t heads = 1;
-  bool causal = false;
+  std::string mask = "dense";  // or causal, butterfly, random-1/8, random-1/2: blocks of 128 x 128
   int threads = 1;
   DType dtype = DType::float32;
   std::string impl = "flash";

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "cli/bench_densities.h"
 #include "cli/commands.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
@@ -27,7 +28,9 @@ struct BenchFlags {
   MeasureOptions options;
   std::vector<std::int64_t> seqs{512, 1024, 2048, 4096};
   bool seqs_given = false;
+  bool impls_given = false;
   std::vector<Pass> passes{Pass::forward, Pass::backward};
+  std::vector<double> densities;
   std::string json;
   std::string plot;
 };
@@ -218,7 +221,24 @@ std::vector<MeasuredPoint> measure_all(const std::vector<Problem>& all, const Be
   return points;
 }
 
+int sweep_densities(const BenchFlags& flags) {
+  if (flags.seqs_given) {
+    internal::fail_argument("--seqs", "given beside --densities", "--seq, one length");
+  }
+  const Problem problem = flags.problem.problem();
+  if (problem.mask.has_blocks()) {
+    internal::fail_argument("--densities", "given beside a block mask", "problems without one");
+  }
+  DensityBench sweep{
+      problem, flags.problem.block_grid(problem), flags.densities, flags.passes, flags.options, flags.json, flags.plot};
+  sweep.options.impls = {flags.impls_given ? flags.options.impls.front() : "flash"};
+  return bench_densities(sweep);
+}
+
 int bench(const BenchFlags& flags) {
+  if (!flags.densities.empty()) {
+    return sweep_densities(flags);
+  }
   const std::vector<Problem> all = problems(flags);
   for (const std::string& path : {flags.json, flags.plot}) {
     if (!path.empty()) {
@@ -276,10 +296,21 @@ Command add_bench(::CLI::App& root) {
             fmt::format("names out of {}, separated by commas", fmt::join(impl_names(), ", ")),
             [flags](const std::string& text) {
               flags->options.impls = split(text, ',');
+              flags->impls_given = true;
               const auto known = impl_names();
               return std::all_of(
                   flags->options.impls.begin(), flags->options.impls.end(),
                   [&](const std::string& name) { return std::find(known.begin(), known.end(), name) != known.end(); });
+            });
+  add_value(*app, "--densities", "D,D,..",
+            "sweep the density of a random block mask instead of the length; the first of --impls [flash] is timed",
+            "numbers from 0 to 1, separated by commas", [flags](const std::string& text) {
+              flags->densities.clear();
+              for (const std::string& part : split(text, ',')) {
+                flags->densities.push_back(to_number(part).value_or(-1));
+              }
+              return std::all_of(flags->densities.begin(), flags->densities.end(),
+                                 [](double density) { return density >= 0 && density <= 1; });
             });
   add_word(*app, "--pass", "passes to time [both]", {"forward", "backward", "both"}, [flags](const std::string& word) {
     flags->passes = word == "forward"    ? std::vector{Pass::forward}
@@ -292,7 +323,9 @@ Command add_bench(::CLI::App& root) {
   app->add_flag_callback("--no-error", [flags] { flags->options.errors = false; }, "leave the oracle out");
   app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
   app->add_option("--plot", flags->plot, "draw the figures to this .png or .svg (needs gnuplot)")->type_name("FILE");
-  app->footer("Example:\n  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png");
+  app->footer(
+      "Example:\n  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png\n"
+      "  tessera bench --seq 8192 --densities 0.0625,0.125,0.25,0.5,0.75,1 --plot densities.png");
   return {app, [flags] { return bench(*flags); }};
 }
 

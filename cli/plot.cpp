@@ -90,15 +90,6 @@ const char* colour_of(const std::string& impl) {
   return impl == "flash" ? "#0b6e99" : impl == "standard" ? "#d1495b" : "#7a7a7a";
 }
 
-// A gnuplot string: single quotes take everything literally but themselves.
-std::string quoted_text(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) {
-    result += c == '\'' ? "''" : c == '\n' ? " " : std::string(1, c);
-  }
-  return result + "'";
-}
-
 struct Series {
   std::string impl;
   Pass pass;
@@ -161,6 +152,20 @@ std::string plot_command(const std::vector<Series>& all, int column) {
 
 }  // namespace
 
+std::string quoted_text(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) {
+    result += c == '\'' ? "''" : c == '\n' ? " " : std::string(1, c);
+  }
+  return result + "'";
+}
+
+std::string plot_terminal(PlotFormat format, int width, int height) {
+  return format == PlotFormat::png
+             ? fmt::format("set terminal pngcairo size {},{} font 'Sans,12'\n", width, height)
+             : fmt::format("set terminal svg size {},{} font 'Sans,15' background '#ffffff'\n", width, height);
+}
+
 PlotFormat plot_format(const std::string& path) {
   if (path.ends_with(".png")) {
     return PlotFormat::png;
@@ -176,9 +181,7 @@ void require_gnuplot() { run_gnuplot({"--version"}, ""); }
 std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
                               double peak) {
   const std::vector<Series> all = series_of(points);
-  std::string script = format == PlotFormat::png
-                           ? "set terminal pngcairo size 1600,560 font 'Sans,12'\n"
-                           : "set terminal svg size 1600,560 font 'Sans,15' background '#ffffff'\n";
+  std::string script = plot_terminal(format, 1600, 560);
   for (std::size_t i = 0; i < all.size(); ++i) {
     script += data_block(fmt::format("d{}", i), all[i], peak);
   }

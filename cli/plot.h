@@ -13,6 +13,11 @@ enum class PlotFormat : std::uint8_t { png, svg };
 // By the ending of the name, .png or .svg. Throws Error(invalid_argument) for any other.
 PlotFormat plot_format(const std::string& path);
 
+// The command that opens a picture of this size in pixels.
+std::string plot_terminal(PlotFormat format, int width, int height);
+// A gnuplot string: single quotes take everything literally but themselves.
+std::string quoted_text(const std::string& text);
+
 // Throws Error(unsupported) when the program gnuplot is not installed.
 void require_gnuplot();
 

@@ -402,7 +402,7 @@ Mask ProblemFlags::mask(const Problem& problem) const {
 }
 
 std::optional<BlockMask> ProblemFlags::blocks(const Problem& problem) const {
-  const BlockGrid grid{problem.seq_q, problem.seq_k, block_q_, block_k_};
+  const BlockGrid grid = block_grid(problem);
   std::optional<BlockMask> result;
   const auto add = [&](const BlockMask& mask) { result = result ? *result & mask : mask; };
   for (const BlockPatternMaker& pattern : patterns_) {

@@ -33,6 +33,9 @@ class ProblemFlags {
   // With seq_q and seq_k of `length`, but for those that a flag fixes.
   Problem problem_of_length(std::int64_t length) const;
 
+  // The blocks of --block-size over the lengths of `problem`.
+  BlockGrid block_grid(const Problem& problem) const { return {problem.seq_q, problem.seq_k, block_q_, block_k_}; }
+
   // Whether a flag fixed both lengths, so that there is nothing to sweep.
   bool lengths_fixed() const { return lengths_ || seq_given_ || (seq_q_ && seq_k_); }
   bool ragged_given() const { return lengths_.has_value(); }

@@ -143,6 +143,9 @@ class Block {
       block = block & Mask::segments({part(ids.query, span_.query_row + first_row_, rows_),
                                       part(ids.key, span_.key_row, span_.keys)});
     }
+    if (mask.has_blocks()) {
+      block = block & Mask::blocks(blocks_of_rows(mask.block_mask()));
+    }
     problem.mask =
         block.with_alignment(Alignment::at(mask.alignment().resolve(span_.queries, span_.keys) + first_row_));
     if (whole_.bias_shape) {
@@ -150,6 +153,22 @@ class Block {
       problem.bias_shape = shape.shape;
     }
     return problem;
+  }
+
+  // Rows that begin anywhere in a block, pair by pair.
+  BlockMask blocks_of_rows(const BlockMask& whole) const {
+    std::vector<BlockMask> heads;
+    for (std::int64_t head = first_head(); head < first_head() + whole_.group_size(); ++head) {
+      const std::int64_t pattern = whole.pattern_of(batch_, head);
+      std::vector<std::uint8_t> attends;
+      for (std::int64_t row = first_row_; row < first_row_ + rows_; ++row) {
+        for (std::int64_t key = 0; key < span_.keys; ++key) {
+          attends.push_back(whole.attends(pattern, row, key) ? 1 : 0);
+        }
+      }
+      heads.push_back(BlockMask::from_dense({rows_, span_.keys, kBlockRows, kBlockRows}, attends));
+    }
+    return BlockMask::over_heads(heads);
   }
 
   const ProblemTensors& tensors_;

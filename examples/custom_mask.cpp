@@ -5,8 +5,8 @@
 // such structure goes in as an additive bias of 0 and -infinity; this program does it both ways and compares.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <random>
 #include <vector>
 
@@ -50,7 +50,7 @@ int main() {
   Floats k = random_floats(2);
   Floats v = random_floats(3);
   Floats masked(q.size());
-  Floats biased(q.size());
+  Floats blocked(q.size());
 
   const std::vector<std::int32_t> document = documents();
   tessera::Problem problem = tessera::problem_of(tokens(q), tokens(k), tokens(v));
@@ -64,24 +64,23 @@ int main() {
   tensors.out = tokens(masked);
   tessera::attention_forward(problem, tensors);
 
-  // The same set of pairs, one number for each. An extent of 1 is broadcast: here over the batch and the heads.
-  Floats bias(static_cast<std::size_t>(kTokens * kTokens));
+  // The same set of pairs, one boolean for each.
+  std::vector<std::uint8_t> attends(static_cast<std::size_t>(kTokens * kTokens));
   for (std::int64_t i = 0; i < kTokens; ++i) {
     for (std::int64_t j = 0; j < kTokens; ++j) {
-      const bool attends =
-          j <= i && i - j <= kWindow && document[static_cast<std::size_t>(i)] == document[static_cast<std::size_t>(j)];
-      bias[static_cast<std::size_t>(i * kTokens + j)] = attends ? 0.0F : -std::numeric_limits<float>::infinity();
+      const bool same_document = document[static_cast<std::size_t>(i)] == document[static_cast<std::size_t>(j)];
+      attends[static_cast<std::size_t>(i * kTokens + j)] = same_document && j <= i && i - j <= kWindow ? 1 : 0;
     }
   }
-  problem.mask = tessera::Mask::none();
-  problem.bias_shape = {1, 1, kTokens, kTokens};
-  tensors.out = tokens(biased);
-  tensors.score.bias = {bias.data(), tessera::DType::float32, {1, 1, kTokens, kTokens}};
+  const auto blocks = tessera::BlockMask::from_dense({kTokens, kTokens, 32, 32}, attends);
+  std::printf("as blocks:\n%s\n", blocks.draw().c_str());
+  problem.mask = tessera::Mask::blocks(blocks);
+  tensors.out = tokens(blocked);
   tessera::attention_forward(problem, tensors);
 
   float difference = 0.0F;
   for (std::size_t n = 0; n < masked.size(); ++n) {
-    difference = std::max(difference, std::abs(masked[n] - biased[n]));
+    difference = std::max(difference, std::abs(masked[n] - blocked[n]));
   }
   std::printf("largest difference between the two ways: %.1e\n", static_cast<double>(difference));
   return difference < 1e-5F ? 0 : 1;

@@ -84,6 +84,14 @@ TEST(ProblemFlags, RaggedLengths) {
 TEST(ProblemFlags, Masks) {
   EXPECT_EQ(parse("--mask causal").problem.mask, Mask::causal());
   EXPECT_EQ(parse("--mask causal-top-left").problem.mask, Mask::causal(Alignment::top_left()));
+  const BlockGrid grid{256, 256, 64, 32};
+  EXPECT_EQ(parse("--seq 256 --block-size 64,32 --mask causal,butterfly").problem.mask,
+            Mask::causal() & Mask::blocks(block_patterns::butterfly(grid)));
+  EXPECT_EQ(
+      parse("--seq 256 --block-size 64,32 --mask random:0.25:7,local:2 --window 100,0").problem.mask,
+      Mask::window(100, 0) & Mask::blocks(block_patterns::random(grid, 0.25, 7) & block_patterns::local(grid, 2)));
+  EXPECT_EQ(parse("--seq 32 --block-size 16 --heads 2 --blocks x./.x,xx/..").problem.mask.block_mask().draw(1),
+            "##\n..\n");
   EXPECT_EQ(parse("--window 7,inf").problem.mask, Mask::window(7, Mask::kUnlimited));
   EXPECT_EQ(parse("--mask causal --window 7,3").problem.mask, Mask::window(7, 0));
   EXPECT_EQ(parse("--mask causal --alignment -3").problem.mask, Mask::causal(Alignment::at(-3)));

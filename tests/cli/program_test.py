@@ -114,6 +114,12 @@ class BadFlags(ProgramTest):
             ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
             ("bench", "--seqs", "16", "--seq", "16"): ["--seqs"],
             ("bench", "--plot", "x.pdf"): ["--plot", "x.pdf", ".png or .svg"],
+            ("verify", "--mask", "causal,butterfyl"): ["--mask", "'causal,butterfyl'", "butterfly[:DISTANCE]"],
+            ("verify", "--seq", "40", "--blocks", "x./.x"): ["--blocks", "x./.x", "1 rows of 1 blocks"],
+            ("verify", "--block-size", "20"): ["--block-size", "'20'", "multiples of 16"],
+            ("bench", "--densities", "0.5,1.5"): ["--densities", "'0.5,1.5'", "0 to 1"],
+            ("bench", "--densities", "0.5", "--seqs", "64"): ["--seqs", "--densities"],
+            ("bench", "--densities", "0.5", "--mask", "local:1"): ["--densities", "block mask"],
             ("run",): ["tessera run", "IN"],
             ("run", "in.safetensors"): ["tessera run", "--out"],
             ("run", "a", "--out", "b", "--mask", "diagonal"): ["--mask", "'diagonal'", "causal"],
@@ -218,6 +224,24 @@ class Bench(ProgramTest):
             self.succeeds(*arguments, "--plot", plot)
             self.assertTrue(plot.read_bytes().startswith(start))
         self.assertEqual(sorted(self.folder.iterdir()), sorted([figures, *plots]))
+
+    def test_density_sweep(self):
+        figures = self.folder / "densities.json"
+        arguments = ("bench", "--seq", 256, "--block-size", 32, "--densities", "0,0.5,1", "--heads", 1, "--dim", 16)
+        text = self.succeeds(*arguments, "--min-time", 0.01, *THREADS, "--json", figures)
+        for part in ("forward", "backward", "of dense rate", "R^2 = ", "blocks of 32 x 32"):
+            self.assertIn(part, text)
+        passes = json.loads(figures.read_text())["passes"]
+        self.assertEqual([one["pass"] for one in passes], ["forward", "backward"])
+        for one in passes:
+            self.assertEqual([point["density"] for point in one["points"]], [0, 0.5, 1])
+            self.assertEqual(one["points"][0]["visited_tiles"], 0)
+            self.assertEqual(one["points"][2]["flops_in_tiles"], 2 * one["points"][1]["flops_in_tiles"])
+        if shutil.which("gnuplot") is None:
+            self.skipTest("gnuplot is not installed")
+        plot = self.folder / "densities.svg"
+        self.succeeds(*arguments, "--min-time", 0.01, "--pass", "forward", *THREADS, "--plot", plot)
+        self.assertTrue(plot.read_bytes().startswith(b"<?xml"))
 
     def test_fixed_lengths_are_one_point(self):
         text = self.succeeds(

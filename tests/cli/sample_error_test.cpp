@@ -36,7 +36,10 @@ Problem long_problem() {
   problem.sinks = true;
   problem.bias_shape = {2, 1, 1500, 1};
   problem.dropout = {0.25, 99, 5, 6, 7, 8};
-  problem.mask = Mask::window(900, 30);
+  const BlockGrid grid{1500, 1700, 64, 128};
+  std::vector<BlockMask> heads;
+  for (std::uint64_t head = 0; head < 4; ++head) heads.push_back(block_patterns::random(grid, 0.5, head));
+  problem.mask = Mask::window(900, 30) & Mask::blocks(BlockMask::over_heads(heads));
   return problem;
 }
 
