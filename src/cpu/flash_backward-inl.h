@@ -104,12 +104,13 @@ class FlashBackward {
     std::fill(dv_, dv_ + plan_.tile_k * plan_.padded_v, 0.0F);
     for (std::int64_t member = 0; member < problem.group_size(); ++member) {
       bind_head(head_kv_ * problem.group_size() + member);
-      const Range span = schedule_->column_span(key_tile);
-      for (std::int64_t tile = span.begin; tile < span.end; ++tile) {
-        if (const auto kind = schedule_->visit(tile, key_tile)) {
-          prepare_tile(tile, key_tile, *kind);
-          add_gradients(dq_partial(item.chunk, head_));
-        }
+      dq_ = dq_partial(item.chunk, head_);
+      for (auto visit = schedule_->next_in_column(key_tile, 0); visit;) {
+        const auto next = schedule_->next_in_column(key_tile, visit->index + 1);
+        next_row_ = next ? next->index * plan_.tile_q : sequence_->span.queries;
+        prepare_tile(visit->index, key_tile, visit->kind);
+        add_gradients(dq_);
+        visit = next;
       }
     }
     store_key_tile(key_tile);
@@ -144,7 +145,10 @@ class FlashBackward {
     multiply_by_keys(plan_, dout_, plan_.layout.dout_stride, packed(plan_.values_t) + first_key_ * plan_.units_v,
                      plan_.units_v, rows_.size(), columns_.size(), dp_);
     const bool masked = kind == TileKind::partial || first_key_ + columns_.size() > sequence_->span.keys;
+    const auto q = rows_of(tensors_.q, batch_, sequence_->span.query_row, head_);
+    const auto dout = rows_of(tensors_.dout, batch_, sequence_->span.query_row, head_);
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
+      prefetch_for_products(q, dout, r);
       weigh_row(r, masked);
     }
     if constexpr (kUnit == 2) {
@@ -267,6 +271,21 @@ class FlashBackward {
       fill_hidden(*schedule_, query, first_key_, count, 0.0F, s);
       fill_hidden(*schedule_, query, first_key_, count, 0.0F, dp);
     }
+  }
+
+  // Into L2, while the ports of the products are idle: the row of dQ that this tile adds to, and those of Q and dO that
+  // the next tile begins with.
+  void prefetch_for_products(const Rows<const void>& q, const Rows<const void>& dout, std::int64_t r) const {
+    constexpr std::int64_t kLine = 16;
+    if (!for_bias_) {
+      const float* dq = dq_ + (rows_.begin + r) * plan_.padded_qk;
+      for (std::int64_t c = 0; c < plan_.padded_qk; c += kLine) {
+        __builtin_prefetch(dq + c, 1, 2);
+      }
+    }
+    const std::int64_t row = next_row_ + r;
+    prefetch_rows(q, row, std::min(row + 1, sequence_->span.queries), plan_.problem.dim_qk);
+    prefetch_rows(dout, row, std::min(row + 1, sequence_->span.queries), plan_.problem.dim_v);
   }
 
   void add_gradients(float* dq) {
@@ -416,8 +435,10 @@ class FlashBackward {
   std::int64_t batch_ = 0;
   std::int64_t head_ = 0;
   std::int64_t head_kv_ = 0;
-  Range rows_;     // queries of the tile
-  Range columns_;  // panels of the tile that are computed, from its first key on
+  float* dq_ = nullptr;        // of the chunk and head
+  std::int64_t next_row_ = 0;  // the first query of the tile after this one
+  Range rows_;                 // queries of the tile
+  Range columns_;              // panels of the tile that are computed, from its first key on
   std::int64_t tile_first_key_ = 0;
   std::int64_t first_key_ = 0;  // of columns_
   bool special_ = false;        // the tile's Q or dO holds a NaN or an infinity

@@ -111,6 +111,9 @@ void validate_segment_side(const Problem& problem, std::string_view side, const 
   if (static_cast<std::int64_t>(ids.size()) != total) {
     fail_argument(name, std::to_string(ids.size()) + " numbers", "one for each token, " + std::to_string(total));
   }
+  if (ids.empty()) {  // a batch of empty sequences, of any size
+    return;
+  }
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const SequenceSpan span = problem.sequence(b);
     const std::int64_t begin = is_query ? span.query_row : span.key_row;
