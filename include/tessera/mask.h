@@ -149,10 +149,10 @@ class TileSchedule {
   Range unclipped(std::int64_t query) const;
   Range band_row_span(std::int64_t query_tile) const;
   std::optional<TileKind> band_visit(std::int64_t query_tile, std::int64_t key_tile) const;
-  std::optional<TileKind> block_visit(std::int64_t query_tile, std::int64_t key_tile) const;
-  bool blocks_are_full(Range queries, Range keys) const;
+  std::optional<TileKind> block_visit(const BlockMask& blocks, std::int64_t query_tile, std::int64_t key_tile) const;
+  Range in_band(std::int64_t query, Range within) const;
   std::int64_t pairs_of(std::int64_t query_tile, const TileVisit& visit) const;
-  void list_visits();
+  std::shared_ptr<const Lists> list_visits(const BlockMask& blocks) const;
 
   MaskSequence sequence_;
   std::int64_t tile_q_ = 1;
@@ -160,9 +160,8 @@ class TileSchedule {
   std::int64_t left_ = Mask::kUnlimited;
   std::int64_t right_ = Mask::kUnlimited;
   std::int64_t diagonal_ = 0;
-  std::vector<Range> segment_keys_;  // for each query, with segments
-  std::optional<BlockMask> blocks_;
-  std::shared_ptr<const Lists> lists_;  // with blocks
+  std::vector<Range> segment_keys_;     // for each query, with segments
+  std::shared_ptr<const Lists> lists_;  // with a block mask
 };
 
 }  // namespace tessera

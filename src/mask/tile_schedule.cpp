@@ -76,9 +76,28 @@ Range span_of(std::span<const TileVisit> visits) {
   return visits.empty() ? Range{} : Range{visits.front().index, visits.back().index + 1};
 }
 
+// Whether every pair of these queries and keys is in a full block.
+bool blocks_are_full(const BlockMask& blocks, std::int64_t pattern, Range queries, Range keys) {
+  const BlockGrid& grid = blocks.grid();
+  const std::int64_t first_column = keys.begin / grid.block_k;
+  const std::int64_t last_column = ceil_div(keys.end, grid.block_k);
+  for (std::int64_t block_row = queries.begin / grid.block_q; block_row * grid.block_q < queries.end; ++block_row) {
+    const auto row = blocks.row(pattern, block_row);
+    const auto kept = row.subspan(static_cast<std::size_t>(first_at_least(row, first_column)));
+    const auto wanted = static_cast<std::size_t>(last_column - first_column);
+    const bool full = kept.size() >= wanted && kept[wanted - 1].index == last_column - 1 &&
+                      std::all_of(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(wanted),
+                                  [](const TileVisit& block) { return block.kind == TileKind::full; });
+    if (!full) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
-// The visits of a schedule with a block mask, by rows and by columns.
+// A block mask and the visits that it leads to, by rows and by columns.
 struct TileSchedule::Lists {
   struct Side {
     std::vector<std::size_t> offsets{0};
@@ -88,6 +107,7 @@ struct TileSchedule::Lists {
       return std::span(visits).subspan(offsets[n], offsets[n + 1] - offsets[n]);
     }
   };
+  BlockMask blocks;
   Side rows, columns;
 
   void transpose(std::int64_t key_tiles);
@@ -126,21 +146,20 @@ TileSchedule::TileSchedule(const Mask& mask, const MaskSequence& sequence, std::
     segment_keys_ = keys_of_segments(mask.segment_ids(), sequence);
   }
   if (mask.has_blocks()) {
-    blocks_ = mask.block_mask();
-    list_visits();
+    lists_ = list_visits(mask.block_mask());
   }
 }
 
-void TileSchedule::list_visits() {
-  const BlockGrid& grid = blocks_->grid();
-  auto lists = std::make_shared<Lists>();
+std::shared_ptr<const TileSchedule::Lists> TileSchedule::list_visits(const BlockMask& blocks) const {
+  const BlockGrid& grid = blocks.grid();
+  auto lists = std::make_shared<Lists>(Lists{blocks, {}, {}});
   std::vector<std::int64_t> tiles;
   for (std::int64_t query_tile = 0; query_tile < query_tiles(); ++query_tile) {
     const Range span = band_row_span(query_tile);
     const Range queries{query_tile * tile_q_, std::min((query_tile + 1) * tile_q_, sequence_.queries)};
     tiles.clear();
     for (std::int64_t block_row = queries.begin / grid.block_q; block_row * grid.block_q < queries.end; ++block_row) {
-      for (const TileVisit& block : blocks_->row(sequence_.pattern, block_row)) {
+      for (const TileVisit& block : blocks.row(sequence_.pattern, block_row)) {
         const Range keys{std::max(block.index * grid.block_k, span.begin * tile_k_),
                          std::min((block.index + 1) * grid.block_k, std::min(span.end * tile_k_, sequence_.keys))};
         append_tiles(tiles, keys, tile_k_);
@@ -149,14 +168,14 @@ void TileSchedule::list_visits() {
     std::sort(tiles.begin(), tiles.end());
     tiles.erase(std::unique(tiles.begin(), tiles.end()), tiles.end());
     for (const std::int64_t tile : tiles) {
-      if (const auto kind = block_visit(query_tile, tile)) {
+      if (const auto kind = block_visit(blocks, query_tile, tile)) {
         lists->rows.visits.push_back({tile, *kind});
       }
     }
     lists->rows.offsets.push_back(lists->rows.visits.size());
   }
   lists->transpose(key_tiles());
-  lists_ = std::move(lists);
+  return lists;
 }
 
 std::int64_t TileSchedule::query_tiles() const { return ceil_div(sequence_.queries, tile_q_); }
@@ -180,19 +199,21 @@ Range TileSchedule::unclipped(std::int64_t query) const {
   return range;
 }
 
-Range TileSchedule::next_keys(std::int64_t query, Range within) const {
+Range TileSchedule::in_band(std::int64_t query, Range within) const {
   const Range seen = unclipped(query);
   const Range clipped{std::max(within.begin, seen.begin), std::min(within.end, seen.end)};
-  if (clipped.empty()) {
-    return {};
-  }
-  return blocks_ ? blocks_->next_keys(sequence_.pattern, query, clipped) : clipped;
+  return clipped.empty() ? Range{} : clipped;
+}
+
+Range TileSchedule::next_keys(std::int64_t query, Range within) const {
+  const Range clipped = in_band(query, within);
+  return lists_ && !clipped.empty() ? lists_->blocks.next_keys(sequence_.pattern, query, clipped) : clipped;
 }
 
 Range TileSchedule::keys_of(std::int64_t query) const {
   const Range first = next_keys(query, {0, sequence_.keys});
   std::int64_t end = first.end;
-  for (Range run = first; blocks_ && !run.empty(); run = next_keys(query, {end, sequence_.keys})) {
+  for (Range run = first; lists_ && !run.empty(); run = next_keys(query, {end, sequence_.keys})) {
     end = run.end;
   }
   return {first.begin, end};
@@ -235,38 +256,21 @@ std::optional<TileKind> TileSchedule::band_visit(std::int64_t query_tile, std::i
   return TileKind::partial;
 }
 
-bool TileSchedule::blocks_are_full(Range queries, Range keys) const {
-  const BlockGrid& grid = blocks_->grid();
-  const std::int64_t first_column = keys.begin / grid.block_k;
-  const std::int64_t last_column = internal::ceil_div(keys.end, grid.block_k);
-  for (std::int64_t block_row = queries.begin / grid.block_q; block_row * grid.block_q < queries.end; ++block_row) {
-    const auto blocks = blocks_->row(sequence_.pattern, block_row);
-    const auto kept = blocks.subspan(static_cast<std::size_t>(first_at_least(blocks, first_column)));
-    const auto wanted = static_cast<std::size_t>(last_column - first_column);
-    const bool full = kept.size() >= wanted && kept[wanted - 1].index == last_column - 1 &&
-                      std::all_of(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(wanted),
-                                  [](const TileVisit& block) { return block.kind == TileKind::full; });
-    if (!full) {
-      return false;
-    }
-  }
-  return true;
-}
-
-std::optional<TileKind> TileSchedule::block_visit(std::int64_t query_tile, std::int64_t key_tile) const {
+std::optional<TileKind> TileSchedule::block_visit(const BlockMask& blocks, std::int64_t query_tile,
+                                                  std::int64_t key_tile) const {
   const auto band = band_visit(query_tile, key_tile);
   if (!band) {
     return std::nullopt;
   }
   const Range queries{query_tile * tile_q_, std::min((query_tile + 1) * tile_q_, sequence_.queries)};
   const Range keys{key_tile * tile_k_, std::min((key_tile + 1) * tile_k_, sequence_.keys)};
-  if (band == TileKind::full && blocks_are_full(queries, keys)) {
+  if (band == TileKind::full && blocks_are_full(blocks, sequence_.pattern, queries, keys)) {
     return TileKind::full;
   }
   bool any = false;
   bool all = true;
   for (std::int64_t query = queries.begin; query < queries.end && (all || !any); ++query) {
-    const Range run = next_keys(query, keys);
+    const Range run = blocks.next_keys(sequence_.pattern, query, in_band(query, keys));
     any = any || !run.empty();
     all = all && run == keys;
   }
