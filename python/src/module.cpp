@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <exception>
@@ -12,9 +13,11 @@
 #include <string>
 #include <vector>
 
+#include "bool_mask.h"
 #include "options.h"
 #include "plan_cache.h"
 #include "tessera/tessera.h"
+#include "workspace_pool.h"
 
 namespace nb = nanobind;
 
@@ -25,6 +28,19 @@ namespace {
 PlanCache& plan_cache() {
   static PlanCache cache;
   return cache;
+}
+
+WorkspacePool& workspaces() {
+  static WorkspacePool pool;
+  return pool;
+}
+
+// Waits for no other call: runs with a workspace of its own and without the interpreter lock.
+template <class Tensors>
+void run(const Plan& plan, const Tensors& tensors) {
+  const nb::gil_scoped_release release;
+  const auto workspace = workspaces().lease(plan.workspace_bytes());
+  plan.run(tensors, workspace.bytes());
 }
 
 void translate(const std::exception_ptr& pointer, void* /*payload*/) {
@@ -115,10 +131,7 @@ nb::tuple forward(const Array& q, const Array& k, const Array& v, const nb::obje
   tensors.out = o.view;
   tensors.lse = l.view;
   tensors.score = call.score;
-  {
-    const nb::gil_scoped_release release;
-    plan.run(tensors);
-  }
+  run(plan, tensors);
   return nb::make_tuple(o.object, l.object);
 }
 
@@ -157,10 +170,7 @@ nb::tuple backward(const Array& dout, const Array& q, const Array& k, const Arra
   tensors.dbias = dbias.view;
   tensors.dsinks = dsinks.view;
   tensors.score = call.score;
-  {
-    const nb::gil_scoped_release release;
-    plan.run(tensors);
-  }
+  run(plan, tensors);
   return nb::make_tuple(dq.object, dk.object, dv.object, dbias.object, dsinks.object);
 }
 
@@ -185,6 +195,57 @@ std::string explain(const Array& q, const Array& k, const Array& v, bool backwar
   return plan_cache().get(call.problem, backward_pass ? Pass::backward : Pass::forward, call.plan).explain();
 }
 
+// A key number for each token of each sequence: its range has 1, what is before and after it 0 and 2.
+nb::tuple segments_of(const std::vector<Range>& keys, std::int64_t seq_q, std::int64_t seq_k) {
+  nb::list query_ids;
+  nb::list key_ids;
+  for (const Range& range : keys) {
+    for (std::int64_t i = 0; i < seq_q; ++i) {
+      query_ids.append(1);
+    }
+    for (std::int64_t j = 0; j < seq_k; ++j) {
+      key_ids.append(j < range.begin ? 0 : j < range.end ? 1 : 2);
+    }
+  }
+  return nb::make_tuple(query_ids, key_ids);
+}
+
+// The options that mean the same as a boolean mask, or None where there are none such.
+nb::object options_of_mask(const Array& mask, const Array& q, const Array& k) {
+  const ConstTensorView queries = view_of(q, "q");
+  const ConstTensorView keys = view_of(k, "k");
+  if (queries.rank != 4 || keys.rank != 4) {
+    throw Error(ErrorCode::invalid_argument,
+                "mask: a boolean tensor with q " + queries.describe() + "; accepted: q [batch, seq, heads, dim]");
+  }
+  const std::int64_t seq_q = queries.shape[1];
+  const std::int64_t seq_k = keys.shape[1];
+  const auto band = band_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k);
+  if (!band) {
+    return nb::none();
+  }
+  nb::dict options;
+  if (band->left || band->right) {
+    options["window"] = nb::make_tuple(band->left, band->right);
+    options["alignment"] = band->diagonal;
+  }
+  const auto is_whole = [seq_k](const Range& range) { return range == Range{0, seq_k}; };
+  const auto is_prefix = [](const Range& range) { return range.begin == 0; };
+  if (std::all_of(band->keys.begin(), band->keys.end(), is_whole)) {
+    return options;
+  }
+  if (std::all_of(band->keys.begin(), band->keys.end(), is_prefix)) {
+    nb::list lengths;
+    for (const Range& range : band->keys) {
+      lengths.append(range.end);
+    }
+    options["key_lengths"] = lengths;
+  } else {
+    options["segments"] = segments_of(band->keys, seq_q, seq_k);
+  }
+  return options;
+}
+
 nb::dict info() {
   const CpuInfo cpu = cpu_info();
   nb::list impls;
@@ -202,6 +263,7 @@ nb::dict info() {
   result["selected_isa"] = cpu.selected_isa;
   result["threads"] = cpu.threads;
   result["impls"] = impls;
+  result["idle_workspace_bytes"] = workspaces().idle_bytes();
   return result;
 }
 
@@ -220,5 +282,7 @@ NB_MODULE(_tessera, module) {
              nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate"));
   module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),
              nb::arg("options"));
+  module.def("options_of_mask", &tp::options_of_mask, nb::arg("mask"), nb::arg("q"), nb::arg("k"));
   module.def("info", &tp::info);
+  module.def("free_workspaces", [] { tp::workspaces().clear(); });
 }

@@ -10,7 +10,7 @@
 
 namespace tessera::python {
 
-// Plans are immutable and small, so that keeping them costs little; workspaces are not kept.
+// Plans are immutable and small, so that keeping them costs little. Their workspaces are in WorkspacePool.
 class PlanCache {
  public:
   // Plan::make, or a copy of an earlier answer to the same question.

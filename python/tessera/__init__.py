@@ -1,92 +1,48 @@
 """Exact attention without the score matrix, on NumPy arrays, torch tensors and other DLPack tensors.
 
+    out = tessera.attention(q, k, v, mask=tessera.Mask(causal=True))
+
     out, lse = tessera.forward(q, k, v, causal=True)
     grads = tessera.backward(dout, q, k, v, out, lse, causal=True)
     out, lse = tessera.merge(out_a, lse_a, out_b, lse_b)
 
 Tensors are read and written where they lie; nothing is copied or converted. Their last dimension must have stride 1,
 the others are free. Outputs that are not given are allocated like q: as a NumPy array or as a torch tensor; with
-tensors of other frameworks, give every output. The interpreter lock is released while the library computes.
+tensors of other frameworks, give every output. The interpreter lock is released while the library computes, and calls
+from several threads do not wait for each other.
 
-A wrong argument raises ValueError, a right one that no implementation on this machine can compute raises
-NotImplementedError; both name the argument, its value and what is accepted.
+A wrong argument raises ValueError or TypeError, a right one that no implementation on this machine can compute raises
+NotImplementedError; all name the argument, its value and what is accepted.
+
+With automatic differentiation: tessera.torch (also drop-ins for other libraries' functions), tessera.jax and
+tessera.transformers. Importing tessera imports none of them.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from . import _tessera
+from ._options import Mask, Options, plain
+from ._tensors import DLPackTensor, Tensor, allocator, empty_like, readable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["DLPackTensor", "Gradients", "Options", "backward", "explain", "forward", "info", "merge"]
+__all__ = [
+    "DLPackTensor",
+    "Gradients",
+    "Mask",
+    "Options",
+    "attention",
+    "backward",
+    "explain",
+    "forward",
+    "free_workspaces",
+    "info",
+    "merge",
+]
 __version__: str = _tessera.info()["version"]
-
-
-class DLPackTensor(Protocol):
-    """What every tensor argument must be: NumPy arrays, torch tensors and most others are."""
-
-    def __dlpack__(self, *, stream: Any = None) -> Any: ...
-    def __dlpack_device__(self) -> tuple[int, int]: ...
-
-
-Tensor = TypeVar("Tensor", bound=DLPackTensor)
-Integers = Sequence[int]  # or a one-dimensional integer array
-
-
-class Options(TypedDict, total=False):
-    """The keyword options of forward, backward and explain. All may be left out; None means left out.
-
-    Which pairs attend (a pair attends if every part admits it):
-      causal        True: keys up to the query's own position
-      window        (left, right): keys from `left` before to `right` after the query's position; None: no limit
-      alignment     where query i stands among the keys: "bottom_right" (the default: the last query at the last key),
-                    "top_left" (query i at key i), or an integer n (query i at key i + n); for causal, window and ALiBi
-      segments      packed documents: (query_ids, key_ids), batch * seq_q and batch * seq_k integers that do not
-                    decrease within a sequence; or one list for both. A query sees the keys with its own number alone
-      key_lengths   keys in use of each sequence, batch integers
-      cu_seqlens_q  ragged layout: batch + 1 cumulative lengths from 0; tensors are then [total_tokens, heads, dim]
-      cu_seqlens_k  the same for keys; cu_seqlens_q when left out
-
-    Scores, in the order of their application:
-      scale         1 / sqrt(dim_qk) when left out
-      softcap       s <- softcap * tanh(s / softcap); 0 is none
-      bias          added; [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1], float32 or q's dtype, any strides
-      alibi_slopes  s <- s - slope * |query position - key position|; float32 [heads_q] or [batch, heads_q]
-      sinks         one logit a head that only the softmax's denominator sees; float32 [heads_q]
-      dropout_p     probability in [0, 1], rounded to n / 256
-      dropout_seed  the same seed drops the same weights in every call, forward and backward
-      dropout_start (batch, head, query, key) position of this problem in a larger one that it is a part of
-
-    How:
-      output_dtype  "float32" for float32 outputs and gradients of 16-bit tensors
-      impl, isa     force an implementation or an instruction set by the names that info() gives
-      threads       0 for all
-    """
-
-    causal: bool
-    window: tuple[int | None, int | None]
-    alignment: Literal["bottom_right", "top_left"] | int
-    segments: Integers | tuple[Integers, Integers]
-    key_lengths: Integers
-    cu_seqlens_q: Integers
-    cu_seqlens_k: Integers
-    scale: float
-    softcap: float
-    bias: DLPackTensor
-    alibi_slopes: DLPackTensor
-    sinks: DLPackTensor
-    dropout_p: float
-    dropout_seed: int
-    dropout_start: tuple[int, int, int, int]
-    output_dtype: str
-    impl: str
-    isa: str
-    threads: int
 
 
 class Gradients(NamedTuple):
@@ -97,6 +53,31 @@ class Gradients(NamedTuple):
     dv: Any
     dbias: Any | None
     dsinks: Any | None
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **options: Unpack[Options]
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Unpack[Options]
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **options: Unpack[Options]
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale Q K^T) V with the given options: out, or (out, lse) with return_lse.
+
+    q    [batch, seq_q, heads_q, dim_qk]
+    k    [batch, seq_k, heads_kv, dim_qk]; heads_kv divides heads_q
+    v    [batch, seq_k, heads_kv, dim_v]
+    out  [batch, seq_q, heads_q, dim_v]
+    lse  [batch, heads_q, seq_q]
+
+    Shapes, dtypes and options are those of forward, which also writes into tensors that are given.
+    """
+    out, lse = forward(q, k, v, **options)
+    return (out, lse) if return_lse else out
 
 
 def forward(
@@ -111,10 +92,12 @@ def forward(
     lse  [batch, heads_q, seq_q], float32: the natural log of the softmax's denominator
 
     In the ragged layout (cu_seqlens_q given) batch and seq are one dimension: q [total_q, heads_q, dim_qk],
-    lse [heads_q, total_q]. q, k and v share one dtype out of float32, bfloat16, float16 and float64.
-    A query that sees no key has out 0 and lse -inf.
+    lse [heads_q, total_q]. q, k and v share one dtype out of float32, bfloat16, float16 and float64 (which the
+    reference alone computes, with a float64 lse). A query that sees no key has out 0 and lse -inf.
     """
-    return _tessera.forward(q, k, v, out, lse, _allocator(q), _plain(options))
+    q_, k_, v_ = _readable(q=q, k=k, v=v)
+    result: tuple[Tensor, Tensor] = _tessera.forward(q_, k_, v_, out, lse, allocator(q_), plain(options, q_, k_))
+    return result
 
 
 def backward(
@@ -142,8 +125,17 @@ def backward(
             seq_q or 1, seq_k or 1], summed where the extent is 1
     dsinks  True, or where to write it: float32 [heads_q]
     """
-    wanted = {"dq": dq, "dk": dk, "dv": dv, "dbias": dbias, "dsinks": dsinks}
-    return Gradients(*_tessera.backward(dout, q, k, v, out, lse, dlse, wanted, _allocator(q), _plain(options)))
+    q_, k_, v_ = _readable(q=q, k=k, v=v)
+    dout_, out_, lse_ = _readable(dout=dout, out=out, lse=lse)
+    bias = options.get("bias")
+    if dbias is True and bias is None:
+        raise ValueError("dbias: True; accepted: False, since the input that it is the gradient of is not given")
+    # A boolean mask may have been added to the bias that the library sees, and have broadened it.
+    wanted_dbias = empty_like(readable(bias, "bias")) if dbias is True and options.get("mask") is not None else dbias
+    wanted = {"dq": dq, "dk": dk, "dv": dv, "dbias": wanted_dbias, "dsinks": dsinks}
+    return Gradients(
+        *_tessera.backward(dout_, q_, k_, v_, out_, lse_, dlse, wanted, allocator(q_), plain(options, q_, k_))
+    )
 
 
 def merge(
@@ -159,52 +151,26 @@ def merge(
 
     Shapes are those of forward's results. out and lse may be out_a and lse_a themselves.
     """
-    return _tessera.merge(out_a, lse_a, out_b, lse_b, out, lse, _allocator(out_a))
+    result: tuple[Tensor, Tensor] = _tessera.merge(out_a, lse_a, out_b, lse_b, out, lse, allocator(out_a))
+    return result
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor, *, backward: bool = False, **options: Unpack[Options]) -> str:
     """How forward (or backward) would compute this: implementation, tiles, FLOPs and memory, as a page of text."""
-    return _tessera.explain(q, k, v, backward, _plain(options))
+    q_, k_, v_ = _readable(q=q, k=k, v=v)
+    return _tessera.explain(q_, k_, v_, backward, plain(options, q_, k_))
 
 
 def info() -> dict[str, Any]:
-    """Version, instruction sets (best first), the one in use, threads, and every implementation with its state."""
+    """Version, instruction sets (best first), the one in use, threads, every implementation with its state, and the
+    bytes of workspace that are kept for the next call."""
     return _tessera.info()
 
 
-def _integers(values: Any) -> list[int]:
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+def free_workspaces() -> None:
+    """Give back the memory that finished calls left for the next ones; calls that are running keep theirs."""
+    _tessera.free_workspaces()
 
 
-def _plain(options: Options) -> dict[str, Any]:
-    """The options with every array of integers as a list, which is what the extension module takes."""
-    unknown = options.keys() - Options.__annotations__.keys()
-    if unknown:
-        accepted = ", ".join(Options.__annotations__)
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; accepted: {accepted}")
-    plain: dict[str, Any] = dict(options)
-    for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k"):
-        if plain.get(name) is not None:
-            plain[name] = _integers(plain[name])
-    segments = plain.get("segments")
-    if segments is not None:
-        pair = segments if isinstance(segments, tuple) and len(segments) == 2 else (segments, segments)
-        plain["segments"] = tuple(_integers(ids) for ids in pair)
-    return plain
-
-
-def _allocator(like: Any) -> Any:
-    """A function (shape, dtype name) -> a new tensor of the framework that `like` comes from."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and isinstance(like, numpy.ndarray):
-        return numpy.empty
-    if torch is not None and isinstance(like, torch.Tensor):
-        return lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
-
-    def refuse(shape: list[int], dtype: str) -> Any:
-        raise TypeError(
-            f"cannot allocate {dtype}{shape} like {type(like).__name__}; "
-            "accepted: NumPy arrays, torch tensors, or every output given"
-        )
-
-    return refuse
+def _readable(**tensors: Any) -> list[Any]:
+    return [readable(tensor, name) for name, tensor in tensors.items()]

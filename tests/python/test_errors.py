@@ -55,7 +55,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_option() -> None:
-    with pytest.raises(TypeError, match="unknown options: casual; accepted: causal, window"):
+    with pytest.raises(TypeError, match="unknown options: casual; accepted: mask, causal, window"):
         tessera.forward(Q, K, V, casual=True)
 
 

@@ -1,0 +1,27 @@
+// A boolean mask as a band and key ranges, where it is nothing else: tiles that nothing attends are then skipped.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "options.h"
+#include "tessera/mask.h"
+
+namespace tessera::python {
+
+// Query i of every sequence sees the keys of [i + diagonal - left, i + diagonal + right] that are in the sequence's
+// range.
+struct BandMask {
+  std::optional<std::int64_t> left;  // nothing: no limit
+  std::optional<std::int64_t> right;
+  std::int64_t diagonal = 0;
+  std::vector<Range> keys;  // of each sequence
+};
+
+// `mask` is bool [batch or 1, heads or 1, seq_q or 1, seq_k or 1], true where a pair attends. Nothing when it is no
+// band. Throws Error(invalid_argument) for another dtype, rank, extent or device.
+std::optional<BandMask> band_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q,
+                                std::int64_t seq_k);
+
+}  // namespace tessera::python
