@@ -9,4 +9,5 @@ build="${1:-build/dev}"
 own_cpp_sources | xargs -0 clang-format --dry-run -Werror
 ruff check .
 ruff format --check .
+mypy
 python scripts/tidy.py "$build" --jobs "$jobs"
