@@ -2,6 +2,7 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
 venv=".venv"
+torch_venv=".venv-torch"
 export PATH="$root/$venv/bin:$PATH"
 # Compilations are found again in another clone of the repository.
 export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1

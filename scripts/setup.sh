@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs (and, with `test`, what the tests need besides): Debian packages that are missing, by
-# name, and the pinned Python tools into .venv. Does nothing, quickly, when all is there. Usage: setup.sh [test]
+# name, and the pinned Python tools into .venv (with `test`, torch and JAX into .venv-torch: 1.7 GB). Does nothing,
+# quickly, when all is there. Usage: setup.sh [test]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -75,12 +76,19 @@ if ((${#missing[@]} > 0)); then
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${wanted[@]}"
 fi
 
-stamp="$venv/.requirements"
-if ! [[ -x "$venv/bin/python" ]] || ! cmp -s scripts/requirements.txt "$stamp"; then
-  echo "setup: installing the Python tools into $venv"
-  [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -r scripts/requirements.txt
-  cp scripts/requirements.txt "$stamp"
+# install_into VENV REQUIREMENTS: unless it has just these already.
+install_into() {
+  if [[ -x "$1/bin/python" ]] && cmp -s "$2" "$1/.requirements"; then
+    return
+  fi
+  echo "setup: installing the Python packages of $2 into $1"
+  [[ -x "$1/bin/python" ]] || python3 -m venv "$1"
+  "$1/bin/python" -m pip install -q --disable-pip-version-check -r "$2" && cp "$2" "$1/.requirements"
+}
+
+install_into "$venv" scripts/requirements.txt
+if [[ "${1:-}" == test ]] && ! install_into "$torch_venv" scripts/requirements-torch.txt; then
+  echo "setup: torch and its like cannot be installed; the tests that need them will be skipped" >&2
 fi
 # A distribution whose CMake is older than 3.25 gets one from PyPI.
 if ! cmake_is_new_enough 2>/dev/null && ! [[ -x "$venv/bin/cmake" ]]; then

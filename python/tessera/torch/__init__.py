@@ -1,0 +1,25 @@
+"""Attention on torch tensors, with autograd, torch.compile and torch.func, and drop-ins for other libraries' functions.
+
+    out = tessera.torch.attention(q, k, v, causal=True)
+    out = tessera.torch.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+Needs torch 2.4 or later, of any build: the extension module links no torch.
+"""
+
+from ._attention import attention
+from ._drop_in import (
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    scaled_dot_product_attention,
+)
+
+__all__ = [
+    "attention",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
+    "scaled_dot_product_attention",
+]
+
+from . import _vmap  # noqa: F401  registers the rules
