@@ -18,7 +18,7 @@ mkdir -p "$out"
 stage "this machine" show "$tessera" info
 stage "against the oracle" show "$tessera" verify --random 20 --seed 1
 stage "benchmark" show "$tessera" bench --json "$out/bench.json" --plot "$out/bench.png"
-stage "a real model" show examples/minilm/run.sh "$tessera"
+stage "a real model" show examples/minilm/run.sh build/release
 stage_table
 echo
 echo "plot: $out/bench.png, figures: $out/bench.json"

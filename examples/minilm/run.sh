@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the MiniLM example: run.sh [build folder or tessera command]. Installs its packages into build/minilm on first use.
+# Runs the MiniLM example: run.sh [BUILD-FOLDER [--command]]. Attention is computed by the Python module of the build
+# folder or, with --command, by its command line tool. Installs its packages into build/minilm on first use.
 # Exit status 0: agrees, or skipped because PyPI cannot be reached; 1: disagrees or fails.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -8,18 +9,19 @@ work="$root/build/minilm"
 packages="$work/packages"
 log="$work/pip.log"
 
-tessera="${1:-}"
-if [[ -d "$tessera" ]]; then
-  tessera="$tessera/bin/tessera"
-fi
+build="${1:-}"
 for preset in release dev; do
-  if [[ -z "$tessera" && -x "$root/build/$preset/bin/tessera" ]]; then
-    tessera="$root/build/$preset/bin/tessera"
+  if [[ -z "$build" && -d "$root/build/$preset/python/tessera" ]]; then
+    build="$root/build/$preset"
   fi
 done
-if [[ ! -x "$tessera" ]]; then
-  echo "minilm: no tessera command${tessera:+ at $tessera}; build it: cmake --preset release && cmake --build build/release" >&2
+if [[ ! -d "$build/python/tessera" ]]; then
+  echo "minilm: no Python module${build:+ in $build}; build it: cmake --preset release && cmake --build build/release" >&2
   exit 1
+fi
+options=()
+if [[ "${2:-}" == --command ]]; then
+  options=(--command "$build/bin/tessera")
 fi
 
 python=python3
@@ -44,4 +46,4 @@ if ! cmp -s "$here/requirements.txt" "$packages/requirements.txt"; then
   fi
   cp "$here/requirements.txt" "$packages/requirements.txt"
 fi
-PYTHONPATH="$packages" exec "$python" "$here/run.py" "$tessera"
+PYTHONPATH="$build/python:$packages" exec "$python" "$here/run.py" "${options[@]}"

@@ -47,9 +47,9 @@ BoolView bool_view(const Array& mask, const std::array<std::int64_t, 4>& whole) 
     return true;
   }();
   if (!broadcasts) {
-    refuse("bool" + shape_text(mask),
-           "bool[" + std::to_string(whole[0]) + " or 1, " + std::to_string(whole[1]) + " or 1, " +
-               std::to_string(whole[2]) + " or 1, " + std::to_string(whole[3]) + " or 1]");
+    refuse("bool" + shape_text(mask), "bool[" + std::to_string(whole[0]) + " or 1, " + std::to_string(whole[1]) +
+                                          " or 1, " + std::to_string(whole[2]) + " or 1, " + std::to_string(whole[3]) +
+                                          " or 1]");
   }
   BoolView view;
   view.data = static_cast<const std::uint8_t*>(mask.data());

@@ -99,7 +99,7 @@ def _torch_calls(tensors: list[Any], causal: bool, threads: int) -> Calls:
     q, k, v, dout = (torch.from_numpy(x).transpose(1, 2) for x in tensors)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    graph = sdpa(*leaves, is_causal=causal)
+    graph = sdpa(leaves[0], leaves[1], leaves[2], is_causal=causal)
 
     def forward() -> Any:
         with torch.no_grad():

@@ -76,7 +76,7 @@ class Options(TypedDict, total=False):
     dropout_p: float | None
     dropout_seed: int | None
     dropout_start: tuple[int, int, int, int] | None
-    output_dtype: str | None
+    output_dtype: Any  # a name; tessera.torch takes a torch.dtype as well
     impl: str | None
     isa: str | None
     threads: int | None

@@ -14,8 +14,14 @@ class DLPackTensor(Protocol):
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
+class IntegerArray(Protocol):
+    """A one-dimensional integer array of NumPy, torch, JAX or others."""
+
+    def tolist(self) -> Any: ...
+
+
 Tensor = TypeVar("Tensor", bound=DLPackTensor)
-Integers = Sequence[int]  # or a one-dimensional integer array
+Integers = Sequence[int] | IntegerArray
 
 
 def is_numpy(x: Any) -> bool:

@@ -225,5 +225,6 @@ class _FunctorchForward(torch.autograd.Function):
 def differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator forward, with the gradients that the transforms around it need."""
     inside_functorch = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    result: tuple[Tensor, Tensor] = (_FunctorchForward.apply if inside_functorch else forward)(*arguments)
+    run: Any = _FunctorchForward.apply if inside_functorch else forward
+    result: tuple[Tensor, Tensor] = run(*arguments)
     return result
