@@ -30,6 +30,19 @@ std::string shape_text(const Array& mask) {
   throw Error(ErrorCode::invalid_argument, "mask: " + value + "; accepted: " + accepted);
 }
 
+bool broadcasts_to(const Array& mask, const std::array<std::int64_t, 4>& whole) {
+  if (mask.ndim() != whole.size()) {
+    return false;
+  }
+  for (std::size_t axis = 0; axis < whole.size(); ++axis) {
+    const auto extent = static_cast<std::int64_t>(mask.shape(axis));
+    if (extent != 1 && extent != whole[axis]) {
+      return false;
+    }
+  }
+  return true;
+}
+
 BoolView bool_view(const Array& mask, const std::array<std::int64_t, 4>& whole) {
   if (mask.dtype() != nb::dtype<bool>()) {
     refuse("a tensor that is not boolean", "a boolean tensor or tessera.Mask");
@@ -37,16 +50,7 @@ BoolView bool_view(const Array& mask, const std::array<std::int64_t, 4>& whole) 
   if (mask.device_type() != nb::device::cpu::value) {
     refuse("a tensor on another device", "a tensor on the CPU");
   }
-  const bool broadcasts = mask.ndim() == 4 && [&] {
-    for (std::size_t axis = 0; axis < 4; ++axis) {
-      const auto extent = static_cast<std::int64_t>(mask.shape(axis));
-      if (extent != 1 && extent != whole[axis]) {
-        return false;
-      }
-    }
-    return true;
-  }();
-  if (!broadcasts) {
+  if (!broadcasts_to(mask, whole)) {
     refuse("bool" + shape_text(mask), "bool[" + std::to_string(whole[0]) + " or 1, " + std::to_string(whole[1]) +
                                           " or 1, " + std::to_string(whole[2]) + " or 1, " + std::to_string(whole[3]) +
                                           " or 1]");

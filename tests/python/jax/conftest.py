@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-try:
-    import jax  # noqa: F401
-except ImportError:
-    pytest.exit("jax is not installed; scripts/setup.sh test installs it into .venv-torch", returncode=77)
+
+def pytest_configure() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if importlib.util.find_spec("jax") is None:
+        pytest.exit("jax is not installed; scripts/setup.sh test installs it into .venv-torch", returncode=77)

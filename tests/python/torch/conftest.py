@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
-try:
-    import torch
-except ImportError:
-    pytest.exit("torch is not installed; scripts/setup.sh test installs it into .venv-torch", returncode=77)
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.exit("torch is not installed; scripts/setup.sh test installs it into .venv-torch", returncode=77)
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
+    import torch  # noqa: PLC0415  after pytest_configure
+
     torch.manual_seed(7)
