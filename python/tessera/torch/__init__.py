@@ -6,6 +6,7 @@
 Needs torch 2.4 or later, of any build: the extension module links no torch.
 """
 
+from . import _ops, _vmap
 from ._attention import attention
 from ._drop_in import (
     flash_attn_func,
@@ -22,4 +23,5 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-from . import _vmap  # noqa: F401  registers the rules
+if hasattr(_ops.forward, "register_vmap"):  # since torch 2.5
+    _vmap.register()

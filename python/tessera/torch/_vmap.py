@@ -14,7 +14,11 @@ from torch import Tensor
 from . import _ops
 
 _BY_BATCH = ("mask", "bias")  # [batch or 1, ...]
-_LEADING = 2  # dout, dlse before q in the operator backward
+# The operator backward: dout, dlse, q, k, v, out, lse; with_dbias, with_dsinks; then the options.
+_TENSORS = 7
+_Q = 2
+_OPTIONS = _TENSORS + 2
+_BIAS = list(_ops.TENSOR_OPTIONS).index("bias")
 
 
 def _refuse(what: str) -> None:
@@ -59,12 +63,11 @@ def _fold_options(options: Sequence[Any], dims: Sequence[int | None], size: int,
     return list(given.values())
 
 
-def _batch(q: Tensor, dim: int | None) -> int:
-    return int((q if dim is None else q.movedim(dim, 0)[0]).shape[0])
+def _batch(x: Tensor, dim: int | None) -> int:
+    return int((x if dim is None else x.movedim(dim, 0)[0]).shape[0])
 
 
-@_ops.forward.register_vmap
-def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+def _forward(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
     size = info.batch_size
     batch = _batch(arguments[0], in_dims[0])
     qkv = [_folded(x, dim, size) for x, dim in zip(arguments[:3], in_dims[:3], strict=True)]
@@ -72,26 +75,29 @@ def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
     return (_unfolded(out, size), _unfolded(lse, size)), (0, 0)
 
 
-@_ops.backward.register_vmap
-def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+def _backward(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
     size = info.batch_size
-    batch = _batch(arguments[_LEADING], in_dims[_LEADING])
-    tensors = [None if x is None else _folded(x, dim, size) for x, dim in zip(arguments[:7], in_dims[:7], strict=True)]
-    with_dbias, with_dsinks, *options = arguments[7:]
+    batch = _batch(arguments[_Q], in_dims[_Q])
+    tensors = [
+        None if x is None else _folded(x, dim, size)
+        for x, dim in zip(arguments[:_TENSORS], in_dims[:_TENSORS], strict=True)
+    ]
+    with_dbias, with_dsinks = arguments[_TENSORS:_OPTIONS]
     if with_dsinks:
         _refuse("the gradient of sinks")
-    folded = _fold_options(options, in_dims[9:], size, batch)
-    place = list(_ops.TENSOR_OPTIONS).index("bias")
-    bias = options[place]
-    shared = with_dbias and folded[place].shape[0] == 1
-    if shared:
-        folded[place] = folded[place].expand(size * batch, *folded[place].shape[1:])
-    dq, dk, dv, dbias, dsinks = _ops.backward(*tensors, with_dbias, False, *folded)
+    options = _fold_options(arguments[_OPTIONS:], in_dims[_OPTIONS:], size, batch)
+    if with_dbias:
+        # Each of the mapped problems has a gradient of its own, also of a bias that they share.
+        options[_BIAS] = options[_BIAS].expand(size * batch, *options[_BIAS].shape[1:])
+    dq, dk, dv, dbias, dsinks = _ops.backward(*tensors, with_dbias, False, *options)
     if with_dbias:
         dbias = _unfolded(dbias, size)
-        bias_dim = in_dims[9 + place]
-        own = bias.shape[0] if bias_dim is None else bias.movedim(bias_dim, 0).shape[1]
-        if own == 1:
+        if _batch(arguments[_OPTIONS + _BIAS], in_dims[_OPTIONS + _BIAS]) == 1:
             dbias = dbias.sum(dim=1, keepdim=True)
     gradients = tuple(_unfolded(x, size) for x in (dq, dk, dv))
     return (*gradients, dbias, dsinks), (0, 0, 0, 0 if with_dbias else None, None)
+
+
+def register() -> None:
+    _ops.forward.register_vmap(_forward)
+    _ops.backward.register_vmap(_backward)

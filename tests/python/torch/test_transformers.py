@@ -48,6 +48,25 @@ def configurations() -> dict[str, Any]:
             transformers.MistralForCausalLM,
             transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=5, **tokens),
         ),
+        "gemma2, with softcap": (
+            transformers.Gemma2ForCausalLM,
+            transformers.Gemma2Config(
+                **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5, attn_logit_softcapping=5.0, **tokens
+            ),
+        ),
+        "gpt-oss, with sinks": (
+            transformers.GptOssForCausalLM,
+            transformers.GptOssConfig(
+                **SMALL,
+                num_key_value_heads=2,
+                head_dim=8,
+                sliding_window=5,
+                num_local_experts=2,
+                num_experts_per_tok=1,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                **tokens,
+            ),
+        ),
         "modernbert": (
             transformers.ModernBertForMaskedLM,
             transformers.ModernBertConfig(
