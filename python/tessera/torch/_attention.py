@@ -46,13 +46,15 @@ def attention(
     are no second derivatives. The same input errors as in tessera.forward, with the same messages.
     """
     given = with_mask_fields(options)
-    q, k, v = (_autocast(x) for x in (q, k, v))
+    q, k, v = (_autocast(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
     tensors, scalars = _arguments(given, q)
     out, lse = _ops.differentiable(q, k, v, *tensors, *scalars)
     return (out, lse) if return_lse else out
 
 
-def _autocast(x: Tensor) -> Tensor:
+def _autocast(x: Tensor, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: {type(x).__name__}; accepted: a torch tensor")
     kind = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
@@ -74,6 +76,13 @@ def _seed(given: dict[str, Any]) -> Tensor | None:
     if not 0 <= seed < 2**64:
         raise ValueError(f"dropout_seed: {seed}; accepted: 0 to 2^64 - 1")
     return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], dtype=torch.int64)
+
+
+def _number(given: dict[str, Any], name: str) -> Any:
+    value = given.get(name)
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, type(None))):
+        raise ValueError(f"{name}: {value!r}; accepted: a number")
+    return value
 
 
 def _sides(window: Any) -> tuple[int | None, int | None]:
@@ -120,9 +129,9 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
         "window_right": right,
         "top_left": alignment == "top_left",
         "diagonal": None if isinstance(alignment, str) else alignment,
-        "scale": given.get("scale"),
-        "softcap": given.get("softcap") or 0.0,
-        "dropout_p": given.get("dropout_p") or 0.0,
+        "scale": _number(given, "scale"),
+        "softcap": _number(given, "softcap") or 0.0,
+        "dropout_p": _number(given, "dropout_p") or 0.0,
         "dropout_start": given.get("dropout_start"),
         "output_dtype": str(output_dtype).removeprefix("torch.") if output_dtype is not None else None,
         "impl": given.get("impl"),

@@ -233,6 +233,7 @@ def test_attention_in_a_module_trains_and_copies() -> None:
 ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "unknown": ({"casual": True}, TypeError, "unknown options: casual"),
     "scale": ({"scale": ALL}, ValueError, "scale: inf; accepted: finite numbers"),
+    "no number": ({"softcap": "big"}, ValueError, "softcap: 'big'; accepted: a number"),
     "window": ({"window": 4}, ValueError, "window: 4; accepted: a pair of integers or None"),
     "alignment": ({"alignment": "left"}, ValueError, 'alignment: "left"; accepted: "bottom_right"'),
     "mask twice": ({"mask": tessera.Mask(causal=True), "window": (1, 1)}, ValueError, "beside window"),
@@ -250,6 +251,12 @@ def test_errors(options: dict[str, Any], kind: type[Exception], message: str) ->
     with pytest.raises(kind) as raised:
         attention(*sequences(), **options)
     assert message in str(raised.value)
+
+
+def test_what_is_no_tensor() -> None:
+    q, k, _ = sequences()
+    with pytest.raises(TypeError, match="v: list; accepted: a torch tensor"):
+        attention(q, k, [1.0])
 
 
 def test_the_plain_function_does_not_lose_gradients_silently() -> None:
