@@ -7,7 +7,7 @@ help:
 	@echo "make test    everything that has to pass: build, lint, tests, sanitizers, fuzzers"
 	@echo "make bench   the benchmarks behind the figures in README.md"
 	@echo "make format  format the sources in place"
-	@echo "make lint    clang-format, ruff and clang-tidy, without changing anything"
+	@echo "make lint    clang-format, ruff, mypy and clang-tidy, without changing anything"
 	@echo "make clean   remove the build folder"
 
 demo:

@@ -88,6 +88,7 @@ install_into() {
 
 install_into "$venv" scripts/requirements.txt
 if [[ "${1:-}" == test ]] && ! install_into "$torch_venv" scripts/requirements-torch.txt; then
+  rm -rf "$torch_venv"
   echo "setup: torch and its like cannot be installed; the tests that need them will be skipped" >&2
 fi
 # A distribution whose CMake is older than 3.25 gets one from PyPI.
