@@ -15,7 +15,11 @@ namespace {
 struct BoolView {
   const std::uint8_t* data = nullptr;
   std::array<std::int64_t, 4> shape{};
-  std::array<std::int64_t, 4> strides{};
+  std::array<std::int64_t, 4> strides{};  // 0 where the extent is 1
+
+  const std::uint8_t* row(std::int64_t batch, std::int64_t head, std::int64_t query) const {
+    return data + batch * strides[0] + head * strides[1] + query * strides[2];
+  }
 };
 
 std::string shape_text(const Array& mask) {
@@ -91,10 +95,9 @@ std::optional<std::vector<std::vector<Range>>> ranges_of(const BoolView& view, s
   std::vector<std::vector<Range>> ranges(static_cast<std::size_t>(view.shape[0]));
   for (std::int64_t b = 0; b < view.shape[0]; ++b) {
     for (std::int64_t i = 0; i < view.shape[2]; ++i) {
-      const std::uint8_t* row = view.data + b * view.strides[0] + i * view.strides[2];
-      const auto range = range_of_row(row, view, seq_k);
+      const auto range = range_of_row(view.row(b, 0, i), view, seq_k);
       for (std::int64_t h = 1; h < view.shape[1]; ++h) {
-        if (range_of_row(row + h * view.strides[1], view, seq_k) != range) {
+        if (range_of_row(view.row(b, h, i), view, seq_k) != range) {
           return std::nullopt;
         }
       }
@@ -190,6 +193,28 @@ std::optional<BandMask> band_of(const Array& mask, std::int64_t batch, std::int6
     band->keys.resize(static_cast<std::size_t>(batch), band->keys.front());
   }
   return band;
+}
+
+BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q, std::int64_t seq_k) {
+  const BoolView view = bool_view(mask, {batch, heads, seq_q, seq_k});
+  const BlockGrid grid{.queries = seq_q, .keys = seq_k};
+  std::vector<std::uint8_t> dense(static_cast<std::size_t>(seq_q * seq_k));
+  std::vector<BlockMask> sequences;
+  for (std::int64_t b = 0; b < view.shape[0]; ++b) {
+    std::vector<BlockMask> patterns;
+    for (std::int64_t h = 0; h < view.shape[1]; ++h) {
+      auto next = dense.begin();
+      for (std::int64_t i = 0; i < seq_q; ++i) {
+        const std::uint8_t* row = view.row(b, h, i);
+        for (std::int64_t j = 0; j < seq_k; ++j) {
+          *next++ = row[j * view.strides[3]];
+        }
+      }
+      patterns.push_back(BlockMask::from_dense(grid, dense));
+    }
+    sequences.push_back(BlockMask::over_heads(patterns));
+  }
+  return BlockMask::over_batch(sequences);
 }
 
 }  // namespace tessera::python

@@ -1,4 +1,4 @@
-// A boolean mask as a band and key ranges, where it is nothing else: tiles that nothing attends are then skipped.
+// A boolean mask as a band and key ranges, where it is nothing else, or as blocks: what it hides is then skipped.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "options.h"
+#include "tessera/block_mask.h"
 #include "tessera/mask.h"
 
 namespace tessera::python {
@@ -23,5 +24,8 @@ struct BandMask {
 // band. Throws Error(invalid_argument) for another dtype, rank, extent or device.
 std::optional<BandMask> band_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q,
                                 std::int64_t seq_k);
+
+// The same mask as blocks, whatever it is.
+BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q, std::int64_t seq_k);
 
 }  // namespace tessera::python

@@ -210,8 +210,8 @@ nb::tuple segments_of(const std::vector<Range>& keys, std::int64_t seq_q, std::i
   return nb::make_tuple(query_ids, key_ids);
 }
 
-// The options that mean the same as a boolean mask, or None where there are none such.
-nb::object options_of_mask(const Array& mask, const Array& q, const Array& k) {
+// The options that mean the same as a boolean mask: of a band where it is one, unless other options would move with it.
+nb::dict options_of_mask(const Array& mask, const Array& q, const Array& k, bool as_band) {
   const ConstTensorView queries = view_of(q, "q");
   const ConstTensorView keys = view_of(k, "k");
   if (queries.rank != 4 || keys.rank != 4) {
@@ -220,11 +220,13 @@ nb::object options_of_mask(const Array& mask, const Array& q, const Array& k) {
   }
   const std::int64_t seq_q = queries.shape[1];
   const std::int64_t seq_k = keys.shape[1];
-  const auto band = band_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k);
-  if (!band) {
-    return nb::none();
-  }
   nb::dict options;
+  const auto band =
+      as_band ? band_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k) : std::optional<BandMask>();
+  if (!band) {
+    options["blocks"] = blocks_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k);
+    return options;
+  }
   if (band->left || band->right) {
     options["window"] = nb::make_tuple(band->left, band->right);
     options["alignment"] = band->diagonal;
@@ -274,6 +276,7 @@ nb::dict info() {
 NB_MODULE(_tessera, module) {
   namespace tp = tessera::python;
   nb::register_exception_translator(tp::translate);
+  nb::class_<tessera::BlockMask>(module, "BlockMask").def("__repr__", &tessera::BlockMask::describe);
   module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
              nb::arg("lse").none(), nb::arg("allocate"), nb::arg("options"));
   module.def("backward", &tp::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
@@ -282,7 +285,7 @@ NB_MODULE(_tessera, module) {
              nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate"));
   module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),
              nb::arg("options"));
-  module.def("options_of_mask", &tp::options_of_mask, nb::arg("mask"), nb::arg("q"), nb::arg("k"));
+  module.def("options_of_mask", &tp::options_of_mask, nb::arg("mask"), nb::arg("q"), nb::arg("k"), nb::arg("as_band"));
   module.def("info", &tp::info);
   module.def("free_workspaces", [] { tp::workspaces().clear(); });
 }

@@ -89,6 +89,9 @@ Mask mask_of(const nb::dict& options) {
           option<std::pair<Ids, Ids>>(options, "segments", "(query_ids, key_ids), each a sequence of integers")) {
     mask = mask & Mask::segments({std::move(ids->first), std::move(ids->second)});
   }
+  if (options.contains("blocks")) {
+    mask = mask & Mask::blocks(nb::cast<BlockMask>(options["blocks"]));
+  }
   return mask.with_alignment(alignment);
 }
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from . import _tessera
 from ._options import Mask, Options, plain
-from ._tensors import DLPackTensor, Tensor, allocator, empty_like, readable
+from ._tensors import DLPackTensor, Tensor, allocator, readable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -127,12 +127,7 @@ def backward(
     """
     q_, k_, v_ = _readable(q=q, k=k, v=v)
     dout_, out_, lse_ = _readable(dout=dout, out=out, lse=lse)
-    bias = options.get("bias")
-    if dbias is True and bias is None:
-        raise ValueError("dbias: True; accepted: False, since the input that it is the gradient of is not given")
-    # A boolean mask may have been added to the bias that the library sees, and have broadened it.
-    wanted_dbias = empty_like(readable(bias, "bias")) if dbias is True and options.get("mask") is not None else dbias
-    wanted = {"dq": dq, "dk": dk, "dv": dv, "dbias": wanted_dbias, "dsinks": dsinks}
+    wanted = {"dq": dq, "dk": dk, "dv": dv, "dbias": dbias, "dsinks": dsinks}
     return Gradients(
         *_tessera.backward(dout_, q_, k_, v_, out_, lse_, dlse, wanted, allocator(q_), plain(options, q_, k_))
     )

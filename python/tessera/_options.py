@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from . import _tessera
-from ._tensors import DLPackTensor, Integers, additive_mask, integers, readable
+from ._tensors import DLPackTensor, Integers, integers, readable
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
       mask          a Mask, or a boolean tensor [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1] with true where the
                     pair attends. A boolean tensor that is a band (causal, a window, any diagonal) within one range of
                     keys for each sequence, as padding leaves it, is recognised, and what it hides costs nothing;
-                    another one becomes an additive bias
+                    of another one the blocks of 128 x 128 pairs that it hides cost nothing
       causal, window, alignment, segments
                     the fields of Mask by themselves, in place of mask
       key_lengths   keys in use of each sequence, batch integers
@@ -103,7 +103,7 @@ def with_mask_fields(options: Options) -> dict[str, Any]:
 
 
 def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
-    """The options as the extension module takes them: lists of integers, and no mask but its fields and a bias."""
+    """The options as the extension module takes them: lists of integers, and the parts of the mask."""
     result = with_mask_fields(options)
     for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k"):
         if result.get(name) is not None:
@@ -122,10 +122,7 @@ def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
 
 
 def _options_of_boolean(mask: Any, beside: dict[str, Any], q: Any, k: Any) -> dict[str, Any]:
-    recognised: dict[str, Any] | None = _tessera.options_of_mask(mask, q, k)
     # A band in place of the mask brings an alignment and key lengths of its own; nothing else may depend on any.
     others = ("window", "segments", "key_lengths", "alibi_slopes")
     alone = not beside.get("causal") and all(beside.get(name) is None for name in others)
-    if recognised is not None and alone:
-        return recognised
-    return {"bias": additive_mask(mask, beside.get("bias"))}
+    return _tessera.options_of_mask(mask, q, k, alone)

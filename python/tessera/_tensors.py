@@ -64,23 +64,5 @@ def allocator(like: Any) -> Callable[[Sequence[int], str], Any]:
     return refuse
 
 
-def empty_like(x: Any) -> Any:
-    return allocator(x)(x.shape, x.dtype.name if is_numpy(x) else str(x.dtype).removeprefix("torch."))
-
-
-def additive_mask(mask: Any, bias: Any | None) -> Any:
-    """A bias that is -inf where the boolean `mask` is false and `bias` (or 0) elsewhere."""
-    if is_torch(mask) and (bias is None or is_torch(bias)):
-        torch = sys.modules["torch"]
-        kept = torch.zeros((), dtype=torch.float32, device=mask.device) if bias is None else bias
-        return torch.where(mask, kept, torch.tensor(-torch.inf, dtype=kept.dtype, device=mask.device))
-    if is_numpy(mask) and (bias is None or is_numpy(bias)):
-        numpy = sys.modules["numpy"]
-        kept = numpy.zeros((), dtype=numpy.float32) if bias is None else bias
-        return numpy.where(mask, kept, kept.dtype.type(-numpy.inf))
-    others = "" if bias is None else f" beside bias: {type(bias).__name__}"
-    raise TypeError(f"mask: {type(mask).__name__}{others}; accepted: NumPy arrays or torch tensors")
-
-
 def integers(values: Any) -> list[int]:
     return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -66,13 +66,14 @@ def test_boolean_masks(mask: np.ndarray) -> None:
 
 @pytest.mark.parametrize("mask", BANDS.values(), ids=BANDS.keys())
 def test_bands_are_recognised(mask: np.ndarray) -> None:
-    assert _tessera.options_of_mask(whole(mask), Q, K) is not None
-    assert "bias" not in tessera.explain(Q, K, V, mask=whole(mask))
+    assert "blocks" not in _tessera.options_of_mask(whole(mask), Q, K, True)
+    assert "blocks" not in tessera.explain(Q, K, V, mask=whole(mask))
 
 
 @pytest.mark.parametrize("mask", OTHERS.values(), ids=OTHERS.keys())
 def test_what_is_no_band_is_not(mask: np.ndarray) -> None:
-    assert _tessera.options_of_mask(whole(mask), Q, K) is None
+    assert _tessera.options_of_mask(whole(mask), Q, K, True).keys() == {"blocks"}
+    assert "blocks 128x128" in tessera.explain(Q, K, V, mask=whole(mask))
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (4, 3), (3, 6)])
@@ -85,8 +86,8 @@ def test_every_band_within_every_range_of_keys(queries: int, keys: int) -> None:
             used = (np.arange(keys) >= begin) & (np.arange(keys) < end)
             whole_band = band(queries, keys, left, right, diagonal)
             mask = np.stack([whole_band & used, whole_band])
-            options = _tessera.options_of_mask(mask[:, None], q, k)
-            if options is None:  # the sequences have different bands, once each is cut to its keys
+            options = _tessera.options_of_mask(mask[:, None], q, k, True)
+            if "blocks" in options:  # the sequences have different bands, once each is cut to its keys
                 continue
             assert (meaning(options, queries, keys) == mask).all(), (left, right, diagonal, begin, end, options)
 
@@ -106,6 +107,20 @@ def meaning(options: dict[str, Any], queries: int, keys: int) -> np.ndarray:
         assert (np.diff(key_ids) >= 0).all()
         visible &= query_ids[:, :, None] == key_ids[:, None, :]
     return visible
+
+
+def test_blocks_of_a_boolean_mask() -> None:
+    """Whole, hidden and mixed blocks, other ones for each sequence and head, and a last block that is not whole."""
+    q, k, v = normal(2, 300, 2, 8), normal(2, 280, 2, 8), normal(2, 280, 2, 8)
+    kinds = RNG.choice([0.0, 0.5, 1.0], (2, 2, 3, 3)).repeat(128, axis=2).repeat(128, axis=3)[:, :, :300, :280]
+    mask = RNG.random(kinds.shape) < kinds
+    out, lse = tessera.forward(q, k, v, mask=mask)
+    dout = normal(*out.shape)
+    gradients = tessera.backward(dout, q, k, v, out, lse, mask=mask)
+    exact = attention(q, k, v, Scores(mask, 8**-0.5), dout)
+    assert relative_error(out, exact.out) <= 2e-6
+    assert relative_error(gradients.dq, exact.dq) <= 2e-6
+    assert relative_error(gradients.dk, exact.dk) <= 2e-6
 
 
 def test_strided_boolean_masks() -> None:

@@ -11,9 +11,9 @@ from ._attention import attention
 from ._drop_in import (
     flash_attn_func,
     flash_attn_varlen_func,
-    flash_attn_with_kvcache,
     scaled_dot_product_attention,
 )
+from ._kv_cache import flash_attn_with_kvcache
 
 __all__ = [
     "attention",

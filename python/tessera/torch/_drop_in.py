@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._options import Options
 from ._attention import attention
 
 
-def _refuse(name: str, value: Any, accepted: str) -> None:
+def refuse(name: str, value: Any, accepted: str) -> None:
     raise NotImplementedError(f"{name}: {value}; accepted: {accepted}")
 
 
@@ -88,18 +89,8 @@ def flash_attn_func(
     deterministic. With return_attn_probs: (out, softmax_lse, None), which raises with dropout, since there the third
     result would be the dropped weights.
     """
-    out, lse = attention(
-        q,
-        k,
-        v,
-        return_lse=True,
-        causal=causal,
-        window=_window(window_size),
-        scale=softmax_scale,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p,
-    )
+    options = shared_options(softmax_scale, causal, window_size, softcap, alibi_slopes, dropout_p)
+    out, lse = attention(q, k, v, return_lse=True, **options)
     return _with_probabilities(out, lse, return_attn_probs, dropout_p)
 
 
@@ -127,117 +118,36 @@ def flash_attn_varlen_func(
     [heads_q, total_q]. For the other arguments see flash_attn_func.
     """
     if block_table is not None:
-        _refuse("block_table", "given", "None, with k and v that are not paged")
-    out, lse = attention(
-        q,
-        k,
-        v,
-        return_lse=True,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        causal=causal,
-        window=_window(window_size),
-        scale=softmax_scale,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p,
-    )
+        refuse("block_table", "given", "None, with k and v that are not paged")
+    options = shared_options(softmax_scale, causal, window_size, softcap, alibi_slopes, dropout_p)
+    options["cu_seqlens_q"], options["cu_seqlens_k"] = cu_seqlens_q, cu_seqlens_k
+    out, lse = attention(q, k, v, return_lse=True, **options)
     return _with_probabilities(out, lse, return_attn_probs, dropout_p)
 
 
-@torch.no_grad()
-def flash_attn_with_kvcache(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    rotary_cos: Tensor | None = None,
-    rotary_sin: Tensor | None = None,
-    cache_seqlens: int | Tensor | None = None,
-    cache_batch_idx: Tensor | None = None,
-    cache_leftpad: Tensor | None = None,
-    block_table: Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    rotary_interleaved: bool = True,
-    alibi_slopes: Tensor | None = None,
-    num_splits: int = 0,
-    return_softmax_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """flash_attn.flash_attn_with_kvcache: attention of q [batch, seq_q, heads_q, dim] over a cache, without gradients.
-
-    k_cache, v_cache  [batch_cache, seq_cache, heads_kv, dim]
-    k, v              new keys and values [batch, seq_new, heads_kv, dim]: written into the cache, in place, after the
-                      cache_seqlens ones that are there; needs cache_seqlens
-    cache_seqlens     keys in use before the new ones: a number, or [batch]; all of the cache when left out
-    cache_batch_idx   [batch]: the row of the cache of each sequence (its rows are copied to be read)
-
-    Rotary embeddings, left padding and paged caches raise NotImplementedError. num_splits is the implementation's
-    business. For the other arguments see flash_attn_func.
-    """
-    for name, given in (
-        ("rotary_cos", rotary_cos),
-        ("rotary_sin", rotary_sin),
-        ("cache_leftpad", cache_leftpad),
-        ("block_table", block_table),
-    ):
-        if given is not None:
-            _refuse(name, "given", "None")
-    batch = q.shape[0]
-    rows = torch.arange(batch) if cache_batch_idx is None else cache_batch_idx.long()
-    lengths = _cache_lengths(cache_seqlens, batch, k_cache.shape[1])
-    if (k is None) != (v is None):
-        raise ValueError("k, v: one of them; accepted: both or none")
-    if k is not None and v is not None:
-        if cache_seqlens is None:
-            raise ValueError("cache_seqlens: None with k and v; accepted: where they go, a number or [batch]")
-        lengths = _append(k_cache, v_cache, k, v, rows, lengths)
-    keys, values = (k_cache, v_cache) if cache_batch_idx is None else (k_cache[rows], v_cache[rows])
-    out, lse = attention(
-        q,
-        keys,
-        values,
-        return_lse=True,
-        key_lengths=lengths,
-        causal=causal,
-        window=_window(window_size),
-        scale=softmax_scale,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-    )
-    return (out, lse) if return_softmax_lse else out
-
-
-def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, seq_cache: int) -> Tensor:
-    if isinstance(cache_seqlens, Tensor):
-        return cache_seqlens.long()
-    return torch.full((batch,), seq_cache if cache_seqlens is None else cache_seqlens)
-
-
-def _append(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
-    """Writes the new keys and values behind `lengths` and returns the new lengths."""
-    seq_new, seq_cache = k.shape[1], k_cache.shape[1]
-    if bool((lengths < 0).any()) or bool((lengths + seq_new > seq_cache).any()):
-        raise ValueError(
-            f"cache_seqlens: {lengths.tolist()} with {seq_new} new keys; accepted: 0 to {seq_cache - seq_new}"
-        )
-    positions = lengths[:, None] + torch.arange(seq_new)
-    k_cache[rows[:, None], positions] = k
-    v_cache[rows[:, None], positions] = v
-    return lengths + seq_new
-
-
-def _window(window_size: tuple[int, int]) -> tuple[int | None, int | None] | None:
+def shared_options(
+    scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    dropout_p: float = 0.0,
+) -> Options:
+    """The arguments that all functions of flash-attn have."""
     left, right = (None if side == -1 else side for side in window_size)
-    return None if left is None and right is None else (left, right)
+    return {
+        "scale": scale,
+        "causal": causal,
+        "window": None if left is None and right is None else (left, right),
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "dropout_p": dropout_p,
+    }
 
 
 def _with_probabilities(
     out: Tensor, lse: Tensor, wanted: bool, dropout_p: float
 ) -> Tensor | tuple[Tensor, Tensor, None]:
     if wanted and dropout_p > 0:
-        _refuse("return_attn_probs", f"True with dropout_p {dropout_p}", "True without dropout")
+        refuse("return_attn_probs", f"True with dropout_p {dropout_p}", "True without dropout")
     return (out, lse, None) if wanted else out

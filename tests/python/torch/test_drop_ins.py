@@ -195,10 +195,67 @@ def test_flash_attn_with_kvcache_that_is_full() -> None:
 X, CACHE = torch.zeros(1, 2, 2, 8), torch.zeros(1, 4, 2, 8)
 
 
-@pytest.mark.parametrize("name", ["rotary_cos", "rotary_sin", "cache_leftpad", "block_table"])
-def test_what_the_cache_function_refuses(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"{name}: given; accepted: None"):
-        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, **{name: torch.zeros(1)})
+def rotation(positions: torch.Tensor, interleaved: bool, width: int = 6, dim: int = 8) -> torch.Tensor:
+    """[..., dim, dim] matrices that rotate the first `width` numbers: pair p by position / 10^p."""
+    matrices = torch.eye(dim, dtype=torch.float64).repeat(*positions.shape, 1, 1)
+    for pair in range(width // 2):
+        i, j = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + width // 2)
+        angle = positions.double() / 10**pair
+        matrices[..., i, i] = matrices[..., j, j] = angle.cos()
+        matrices[..., i, j], matrices[..., j, i] = -angle.sin(), angle.sin()
+    return matrices
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_flash_attn_with_kvcache_rotates(interleaved: bool, causal: bool) -> None:
+    q, k, v = (torch.randn(2, 3, 2, 8) for _ in range(3))
+    cache_k, cache_v = torch.randn(2, 12, 2, 8), torch.randn(2, 12, 2, 8)
+    lengths, padding = torch.tensor([4, 7], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32)
+    angles = torch.arange(12)[:, None] / 10 ** torch.arange(3)
+    shared = {"cache_seqlens": lengths, "cache_leftpad": padding, "causal": causal}
+    plain_k, plain_v = cache_k.clone(), cache_v.clone()
+    out = tessera.torch.flash_attn_with_kvcache(
+        q, cache_k, cache_v, k, v, angles.cos(), angles.sin(), rotary_interleaved=interleaved, **shared
+    )
+    begin = (lengths - padding)[:, None]
+    turn_k = rotation(begin + torch.arange(3), interleaved)
+    turn_q = turn_k if causal else rotation(begin.expand(2, 3), interleaved)
+    turned_q, turned_k = (
+        torch.einsum("bsij,bshj->bshi", turn, x.double()).float() for turn, x in ((turn_q, q), (turn_k, k))
+    )
+    expected = tessera.torch.flash_attn_with_kvcache(turned_q, plain_k, plain_v, turned_k, v, **shared)
+    torch.testing.assert_close(cache_k, plain_k, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_flash_attn_with_kvcache_leaves_the_left_padding_out() -> None:
+    q, cache_k, cache_v = torch.randn(2, 2, 4, 8), torch.randn(2, 12, 2, 8), torch.randn(2, 12, 2, 8)
+    lengths, padding = torch.tensor([12, 9]), torch.tensor([3, 0])
+    out = tessera.torch.flash_attn_with_kvcache(
+        q, cache_k, cache_v, cache_seqlens=lengths, cache_leftpad=padding, causal=True
+    )
+    for b in range(2):
+        used = slice(int(padding[b]), int(lengths[b]))
+        expected = tessera.torch.flash_attn_func(
+            q[b : b + 1], cache_k[b : b + 1, used], cache_v[b : b + 1, used], causal=True
+        )
+        torch.testing.assert_close(out[b : b + 1], expected)
+
+
+def test_what_the_cache_function_refuses() -> None:
+    with pytest.raises(NotImplementedError, match="block_table: given; accepted: None"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, block_table=torch.zeros(1))
+    with pytest.raises(ValueError, match="rotary_cos, rotary_sin: one of them or without k"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, rotary_cos=torch.zeros(4, 4))
+    table = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="rotary_cos: 2 positions; accepted: 3 or more"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, X, X, table, table, cache_seqlens=1, causal=True)
+    with pytest.raises(ValueError, match=r"v: shape \[1, 2, 2, 7\]; accepted: \[1, 2, 2, 8\]"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, X + 1, X[..., :7], cache_seqlens=1)
+    assert not CACHE.any()
+    with pytest.raises(ValueError, match="k, v: one of them"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, X, cache_seqlens=1)
 
 
 def test_what_the_flash_functions_refuse() -> None:
