@@ -195,18 +195,17 @@ std::optional<BandMask> band_of(const Array& mask, std::int64_t batch, std::int6
   return band;
 }
 
-BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q, std::int64_t seq_k) {
-  const BoolView view = bool_view(mask, {batch, heads, seq_q, seq_k});
-  const BlockGrid grid{.queries = seq_q, .keys = seq_k};
-  std::vector<std::uint8_t> dense(static_cast<std::size_t>(seq_q * seq_k));
+BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, const BlockGrid& grid) {
+  const BoolView view = bool_view(mask, {batch, heads, grid.queries, grid.keys});
+  std::vector<std::uint8_t> dense(static_cast<std::size_t>(grid.queries * grid.keys));
   std::vector<BlockMask> sequences;
   for (std::int64_t b = 0; b < view.shape[0]; ++b) {
     std::vector<BlockMask> patterns;
     for (std::int64_t h = 0; h < view.shape[1]; ++h) {
       auto next = dense.begin();
-      for (std::int64_t i = 0; i < seq_q; ++i) {
+      for (std::int64_t i = 0; i < grid.queries; ++i) {
         const std::uint8_t* row = view.row(b, h, i);
-        for (std::int64_t j = 0; j < seq_k; ++j) {
+        for (std::int64_t j = 0; j < grid.keys; ++j) {
           *next++ = row[j * view.strides[3]];
         }
       }
@@ -215,6 +214,14 @@ BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, s
     sequences.push_back(BlockMask::over_heads(patterns));
   }
   return BlockMask::over_batch(sequences);
+}
+
+BlockMask blocks_of(const Array& mask, std::int64_t block_q, std::int64_t block_k) {
+  if (mask.ndim() != 4) {
+    refuse(shape_text(mask), "bool[batch or 1, heads or 1, seq_q, seq_k]");
+  }
+  const auto extent = [&mask](std::size_t axis) { return static_cast<std::int64_t>(mask.shape(axis)); };
+  return blocks_of(mask, extent(0), extent(1), {extent(2), extent(3), block_q, block_k});
 }
 
 }  // namespace tessera::python

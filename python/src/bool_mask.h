@@ -25,7 +25,10 @@ struct BandMask {
 std::optional<BandMask> band_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q,
                                 std::int64_t seq_k);
 
-// The same mask as blocks, whatever it is.
-BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, std::int64_t seq_q, std::int64_t seq_k);
+// The same mask as blocks, whatever it is; `grid` says how many queries and keys.
+BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, const BlockGrid& grid);
+
+// The same of a mask that says its sizes itself: bool [batch or 1, heads or 1, seq_q, seq_k].
+BlockMask blocks_of(const Array& mask, std::int64_t block_q, std::int64_t block_k);
 
 }  // namespace tessera::python

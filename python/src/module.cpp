@@ -224,7 +224,7 @@ nb::dict options_of_mask(const Array& mask, const Array& q, const Array& k, bool
   const auto band =
       as_band ? band_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k) : std::optional<BandMask>();
   if (!band) {
-    options["blocks"] = blocks_of(mask, queries.shape[0], queries.shape[2], seq_q, seq_k);
+    options["blocks"] = blocks_of(mask, queries.shape[0], queries.shape[2], {.queries = seq_q, .keys = seq_k});
     return options;
   }
   if (band->left || band->right) {
@@ -246,6 +246,55 @@ nb::dict options_of_mask(const Array& mask, const Array& q, const Array& k, bool
     options["segments"] = segments_of(band->keys, seq_q, seq_k);
   }
   return options;
+}
+
+nb::bytes bytes_of(const BlockMask& mask) {
+  const std::vector<std::byte> bytes = mask.to_bytes();
+  return nb::bytes(bytes.data(), bytes.size());
+}
+
+BlockMask block_mask_of(const nb::bytes& bytes) {
+  return BlockMask::from_bytes({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+}
+
+constexpr const char* kBlockMaskDoc =
+    R"(Which blocks of (query, key) pairs attend, for each sequence and head or for all of them; immutable.
+
+from_boolean  mask bool [batch or 1, heads or 1, seq_q, seq_k], true where the pair attends; block sizes are multiples
+              of 16
+draw          one character a block of one (sequence, head): '#' whole, '+' in part, '.' not at all
+density       kept blocks over all blocks
+&, |          the pairs of both, or of either; grids must be equal)";
+
+void define_block_mask(nb::module_& module) {
+  nb::class_<BlockMask>(module, "BlockMask", kBlockMaskDoc)
+      .def_static(
+          "from_boolean",
+          [](const Array& mask, std::int64_t block_q, std::int64_t block_k) {
+            return blocks_of(mask, block_q, block_k);
+          },
+          nb::arg("mask"), nb::arg("block_q") = 128, nb::arg("block_k") = 128)
+      .def_static("from_bytes", &block_mask_of, nb::arg("data"))
+      .def("to_bytes", &bytes_of)
+      .def("__getstate__", &bytes_of)
+      .def("__setstate__", [](BlockMask& self, const nb::bytes& bytes) { new (&self) BlockMask(block_mask_of(bytes)); })
+      .def_prop_ro("batch", &BlockMask::batch)
+      .def_prop_ro("heads", &BlockMask::heads)
+      .def_prop_ro("queries", [](const BlockMask& self) { return self.grid().queries; })
+      .def_prop_ro("keys", [](const BlockMask& self) { return self.grid().keys; })
+      .def_prop_ro("block_q", [](const BlockMask& self) { return self.grid().block_q; })
+      .def_prop_ro("block_k", [](const BlockMask& self) { return self.grid().block_k; })
+      .def_prop_ro("kept_blocks", &BlockMask::kept_blocks)
+      .def_prop_ro("density", &BlockMask::density)
+      .def("draw", &BlockMask::draw, nb::arg("pattern") = 0, nb::arg("most") = 64)
+      .def("__and__", &BlockMask::operator&)
+      .def("__or__", &BlockMask::operator|)
+      .def("__eq__",
+           [](const BlockMask& self, const nb::object& other) {
+             return nb::isinstance<BlockMask>(other) && self == nb::cast<const BlockMask&>(other);
+           })
+      .def("__hash__", [](const BlockMask& self) { return nb::hash(bytes_of(self)); })
+      .def("__repr__", &BlockMask::describe);
 }
 
 nb::dict info() {
@@ -276,7 +325,7 @@ nb::dict info() {
 NB_MODULE(_tessera, module) {
   namespace tp = tessera::python;
   nb::register_exception_translator(tp::translate);
-  nb::class_<tessera::BlockMask>(module, "BlockMask").def("__repr__", &tessera::BlockMask::describe);
+  tp::define_block_mask(module);
   module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
              nb::arg("lse").none(), nb::arg("allocate"), nb::arg("options"));
   module.def("backward", &tp::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),

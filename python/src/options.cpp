@@ -89,8 +89,12 @@ Mask mask_of(const nb::dict& options) {
           option<std::pair<Ids, Ids>>(options, "segments", "(query_ids, key_ids), each a sequence of integers")) {
     mask = mask & Mask::segments({std::move(ids->first), std::move(ids->second)});
   }
-  if (options.contains("blocks")) {
-    mask = mask & Mask::blocks(nb::cast<BlockMask>(options["blocks"]));
+  if (options.contains("blocks") && !options["blocks"].is_none()) {
+    const nb::object blocks = options["blocks"];
+    if (!nb::isinstance<BlockMask>(blocks)) {
+      refuse("blocks", nb::repr(blocks).c_str(), "a tessera.BlockMask");
+    }
+    mask = mask & Mask::blocks(nb::cast<BlockMask>(blocks));
   }
   return mask.with_alignment(alignment);
 }

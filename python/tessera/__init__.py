@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from . import _tessera
 from ._options import Mask, Options, plain
 from ._tensors import DLPackTensor, Tensor, allocator, readable
+from ._tessera import BlockMask
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
+    "BlockMask",
     "DLPackTensor",
     "Gradients",
     "Mask",

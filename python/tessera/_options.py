@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from . import _tessera
 from ._tensors import DLPackTensor, Integers, integers, readable
+from ._tessera import BlockMask
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,17 @@ class Mask:
                 (query i at key i), or an integer n (query i at key i + n); for causal, window and ALiBi
     segments    packed documents: (query_ids, key_ids), batch * seq_q and batch * seq_k integers that do not decrease
                 within a sequence; or one list for both. A query sees the keys with its own number alone
+    blocks      a BlockMask over the queries and keys of a sequence
     """
 
     causal: bool = False
     window: tuple[int | None, int | None] | None = None
     alignment: Literal["bottom_right", "top_left"] | int | None = None
     segments: Integers | tuple[Integers, Integers] | None = None
+    blocks: BlockMask | None = None
 
 
-_MASK_FIELDS = ("causal", "window", "alignment", "segments")
+_MASK_FIELDS = ("causal", "window", "alignment", "segments", "blocks")
 
 
 class Options(TypedDict, total=False):
@@ -38,7 +41,7 @@ class Options(TypedDict, total=False):
                     pair attends. A boolean tensor that is a band (causal, a window, any diagonal) within one range of
                     keys for each sequence, as padding leaves it, is recognised, and what it hides costs nothing;
                     of another one the blocks of 128 x 128 pairs that it hides cost nothing
-      causal, window, alignment, segments
+      causal, window, alignment, segments, blocks
                     the fields of Mask by themselves, in place of mask
       key_lengths   keys in use of each sequence, batch integers
       cu_seqlens_q  ragged layout: batch + 1 cumulative lengths from 0; tensors are then [total_tokens, heads, dim]
@@ -65,6 +68,7 @@ class Options(TypedDict, total=False):
     window: tuple[int | None, int | None] | None
     alignment: Literal["bottom_right", "top_left"] | int | None
     segments: Integers | tuple[Integers, Integers] | None
+    blocks: BlockMask | None
     key_lengths: Integers | None
     cu_seqlens_q: Integers | None
     cu_seqlens_k: Integers | None
@@ -125,4 +129,8 @@ def _options_of_boolean(mask: Any, beside: dict[str, Any], q: Any, k: Any) -> di
     # A band in place of the mask brings an alignment and key lengths of its own; nothing else may depend on any.
     others = ("window", "segments", "key_lengths", "alibi_slopes")
     alone = not beside.get("causal") and all(beside.get(name) is None for name in others)
-    return _tessera.options_of_mask(mask, q, k, alone)
+    lowered = _tessera.options_of_mask(mask, q, k, alone)
+    blocks = beside.get("blocks")
+    if blocks is not None and "blocks" in lowered:
+        lowered["blocks"] = blocks & lowered["blocks"]
+    return lowered

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,53 @@ def test_blocks_of_a_boolean_mask() -> None:
     assert relative_error(out, exact.out) <= 2e-6
     assert relative_error(gradients.dq, exact.dq) <= 2e-6
     assert relative_error(gradients.dk, exact.dk) <= 2e-6
+
+
+MIXED = RNG.random((2, 1, 9, 12)) > 0.4
+
+
+def test_a_block_mask_says_the_same_as_its_boolean_one() -> None:
+    blocks = tessera.BlockMask.from_boolean(MIXED, block_q=16, block_k=32)
+    assert (blocks.batch, blocks.heads, blocks.queries, blocks.keys) == (2, 1, 9, 12)
+    assert (blocks.block_q, blocks.block_k) == (16, 32)
+    out = tessera.attention(Q, K, V, mask=tessera.Mask(blocks=blocks))
+    assert relative_error(out, expected(MIXED).out) <= 2e-6
+    np.testing.assert_array_equal(tessera.attention(Q, K, V, blocks=blocks), out)
+    out = tessera.attention(Q, K, V, blocks=blocks, causal=True, key_lengths=[12, 5])
+    positions = np.arange(12)[None, :] - np.arange(9)[:, None] - np.array([3, -4])[:, None, None]
+    assert relative_error(out, expected(MIXED & FIRST[:, None, None, :] & (positions <= 0)[:, None]).out) <= 2e-6
+
+
+def test_block_masks_are_values() -> None:
+    mask = RNG.random((1, 1, 40, 70)) > 0.4
+    blocks = tessera.BlockMask.from_boolean(mask, block_q=16, block_k=32)
+    other = tessera.BlockMask.from_boolean(~mask, block_q=16, block_k=32)
+    assert pickle.loads(pickle.dumps(blocks)) == blocks == tessera.BlockMask.from_bytes(blocks.to_bytes())
+    assert hash(blocks) == hash(copy.copy(blocks))
+    assert blocks != other
+    assert blocks != 3
+    assert (blocks & other).kept_blocks == 0
+    assert (blocks | other).density == 1.0
+    assert (blocks | other).draw() == "###\n###\n###\n"
+    assert repr(blocks).startswith("blocks 16x32")
+
+
+def test_a_block_mask_beside_a_boolean_one() -> None:
+    blocks = tessera.BlockMask.from_boolean(MIXED)
+    for mask in (OTHERS["checkerboard"], BANDS["causal"], BANDS["causal and left padding"]):
+        out = tessera.attention(Q, K, V, blocks=blocks, mask=whole(mask))
+        assert relative_error(out, expected(MIXED & whole(mask)).out) <= 2e-6
+
+
+def test_bad_block_masks() -> None:
+    with pytest.raises(ValueError, match=r"mask: \[9, 12\]; accepted: bool\[batch or 1, heads or 1, seq_q, seq_k\]"):
+        tessera.BlockMask.from_boolean(MIXED[0, 0])
+    with pytest.raises(ValueError, match="bytes of a block mask: another kind of data"):
+        tessera.BlockMask.from_bytes(b"no mask")
+    with pytest.raises(ValueError, match=r"blocks: 3; accepted: a tessera\.BlockMask"):
+        tessera.attention(Q, K, V, blocks=3)
+    with pytest.raises(ValueError, match=r"block mask: grid\.queries: 8; accepted: seq_q, 9"):
+        tessera.attention(Q, K, V, blocks=tessera.BlockMask.from_boolean(MIXED[:, :, :8]))
 
 
 def test_strided_boolean_masks() -> None:

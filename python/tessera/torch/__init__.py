@@ -8,6 +8,7 @@ Needs torch 2.4 or later, of any build: the extension module links no torch.
 
 from . import _ops, _vmap
 from ._attention import attention
+from ._block_mask import block_mask_of
 from ._drop_in import (
     flash_attn_func,
     flash_attn_varlen_func,
@@ -17,6 +18,7 @@ from ._kv_cache import flash_attn_with_kvcache
 
 __all__ = [
     "attention",
+    "block_mask_of",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",

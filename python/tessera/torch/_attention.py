@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._options import Options, with_mask_fields
+from .._tessera import BlockMask
 from . import _ops
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def _seed(given: dict[str, Any]) -> Tensor | None:
     return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], dtype=torch.int64)
 
 
+@torch.compiler.assume_constant_result
+def _block_bytes(blocks: BlockMask | None) -> Tensor | None:
+    return None if blocks is None else torch.frombuffer(bytearray(blocks.to_bytes()), dtype=torch.uint8)
+
+
 def _number(given: dict[str, Any], name: str) -> Any:
     value = given.get(name)
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, type(None))):
@@ -107,6 +113,7 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
     segments = given.get("segments")
     pair = segments if isinstance(segments, tuple) and len(segments) == 2 else (segments, segments)
     tensors = {
+        "blocks": _block_bytes(given.get("blocks")),
         "mask": _four_dimensions(given.get("mask")),
         "bias": _four_dimensions(given.get("bias")),
         "alibi_slopes": slopes,

@@ -16,6 +16,7 @@ import tessera
 # Name and type in the operators' schemas, in order.
 TENSOR_OPTIONS = {
     "mask": "Tensor?",
+    "blocks": "Tensor?",  # the bytes of a BlockMask
     "bias": "Tensor?",
     "alibi_slopes": "Tensor?",
     "sinks": "Tensor?",
@@ -56,6 +57,8 @@ def _options(values: tuple[Any, ...]) -> dict[str, Any]:
     for name in ("mask", "bias", "alibi_slopes", "sinks"):
         if given[name] is not None:
             given[name] = given[name].detach()
+    if given["blocks"] is not None:
+        given["blocks"] = tessera.BlockMask.from_bytes(bytes(given["blocks"].numpy()))
     query_ids, key_ids = given.pop("query_ids"), given.pop("key_ids")
     given["segments"] = None if query_ids is None else (query_ids, key_ids)
     sides = (given.pop("window_left"), given.pop("window_right"))
