@@ -192,8 +192,9 @@ def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, run: Any = ba
 forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
-# torch.func.grad and vjp do not see the formulas of custom operators, but those of functions.
-class _FunctorchBackward(torch.autograd.Function):
+# torch.func.grad and vjp do not see the formulas of custom operators, but those of functions, which in eager mode cost
+# less time around the computation too. Graphs keep the operator.
+class _BackwardFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -210,7 +211,7 @@ class _FunctorchBackward(torch.autograd.Function):
         raise NotImplementedError("second derivatives: wanted; accepted: first derivatives alone")
 
 
-class _FunctorchForward(torch.autograd.Function):
+class _ForwardFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -222,12 +223,18 @@ class _FunctorchForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, dout, dlse, _FunctorchBackward.apply)
+        return _gradients(ctx, dout, dlse, _BackwardFunction.apply)
 
 
 def differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The operator forward, with the gradients that the transforms around it need."""
-    inside_functorch = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    run: Any = _FunctorchForward.apply if inside_functorch else forward
+    """The operator forward, with gradients for whatever differentiates it."""
+    run: Any = _ForwardFunction.apply if _wants_function(arguments) else forward
     result: tuple[Tensor, Tensor] = run(*arguments)
     return result
+
+
+def _wants_function(arguments: tuple[Any, ...]) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    needs_gradient = any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    return torch._C._are_functorch_transforms_active() or (needs_gradient and torch.is_grad_enabled())
