@@ -24,4 +24,4 @@ export QEMU_LD_PREFIX
 export TESSERA_ISA=neon
 qemu-aarch64 "$build/bin/tessera_unit_tests" --gtest_brief=1
 qemu-aarch64 "$build/bin/tessera_conformance_tests" --gtest_brief=1 \
-  --gtest_filter='Table/*:-*band_*:*strides_*:*lengths_*'
+  --gtest_filter='Table/*:-*band_*:*strides_*:*lengths_*:*blocks_1*:*blocks_4*:*blocks_6*:*blocks_density*'

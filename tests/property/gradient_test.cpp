@@ -62,6 +62,11 @@ std::vector<Case> cases() {
       make_case("bias_broadcast", [](Problem& p, TensorOptions&) { p.bias_shape = {{1, 2, 1, 5}}; }),
       make_case("dropout", [](Problem& p, TensorOptions&) { p.dropout = {0.4, 5, 0, 0, 0, 0}; }),
       make_case("ragged", [](Problem& p, TensorOptions&) { set_ragged(p, {0, 3, 4, 4}, {0, 2, 5, 6}); }),
+      make_case("blocks_of_bits",
+                [](Problem& p, TensorOptions&) {
+                  const std::vector<std::uint8_t> attends{1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0};
+                  p.mask = Mask::blocks(BlockMask::from_dense({4, 5, 16, 16}, attends));
+                }),
       make_case("key_lengths", [](Problem& p, TensorOptions&) { p.key_lengths = {5, 2}; }),
       make_case("everything",
                 [](Problem& p, TensorOptions&) {
