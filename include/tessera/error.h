@@ -10,6 +10,7 @@ enum class ErrorCode {
   invalid_argument,  // a value, shape, stride or dtype that can never be right
   unsupported,       // a valid request that no implementation on this machine accepts
   io,                // a file that cannot be read, written or parsed
+  peer,              // another rank failed, left, is silent or plans something else; the message names it
   internal,          // a defect of this library
 };
 

@@ -46,6 +46,9 @@ struct PlanOptions {
   std::string impl;  // force one Impl by name; empty: the first that accepts
   std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has
   int threads = 0;   // 0: OpenMP's default
+  // Backward: the keys are a part of those that `out`, `lse` and `dlse` are about, as in one step of a ring. The gradients
+  // are then this part's share: dK and dV of these keys, and a term of dQ.
+  bool part_of_keys = false;
 };
 
 // Measured rates of a machine, for predictions.

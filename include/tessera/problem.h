@@ -24,6 +24,9 @@ struct Dropout {
   std::int64_t key_start = 0;
   std::int64_t head_start = 0;
   std::int64_t batch_start = 0;
+  // Distance in the whole problem between neighbours of this one.
+  std::int64_t query_stride = 1;
+  std::int64_t key_stride = 1;
 
   int threshold() const;
   bool operator==(const Dropout&) const = default;
@@ -101,8 +104,8 @@ void set_ragged(Problem& problem, std::vector<std::int64_t> cu_seqlens_q, std::v
 // Throws Error(invalid_argument) that names the first field that is wrong, its value and what is accepted.
 void validate(const Problem& problem);
 
-// Whether dropout keeps the weight of this (query, key) pair. Positions are those of the Problem, to which the starts in
-// `dropout` are added. (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", Philox4x32-10.)
+// Whether dropout keeps the weight of this (query, key) pair. Positions are those of the Problem, which the strides and
+// starts in `dropout` turn into those of the whole. (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", Philox4x32-10.)
 bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query, std::int64_t key);
 
 }  // namespace tessera

@@ -2,10 +2,13 @@
 #pragma once
 
 #include "tessera/attention.h"
+#include "tessera/communicator.h"
+#include "tessera/distributed.h"
 #include "tessera/error.h"
 #include "tessera/mask.h"
 #include "tessera/plan.h"
 #include "tessera/problem.h"
+#include "tessera/sequence_layout.h"
 #include "tessera/tensor_view.h"
 #include "tessera/types.h"
 #include "tessera/version.h"

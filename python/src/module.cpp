@@ -58,6 +58,9 @@ void translate(const std::exception_ptr& pointer, void* /*payload*/) {
       case ErrorCode::io:
         type = PyExc_OSError;
         break;
+      case ErrorCode::peer:
+        type = PyExc_ConnectionError;
+        break;
       case ErrorCode::internal:
         break;
     }

@@ -33,8 +33,10 @@ class ReferenceImpl final : public Impl {
   std::string_view summary() const override {
     return "the oracle: double precision, textbook, every feature, unoptimised";
   }
-  std::optional<std::string> refuses(const Problem& /*problem*/, Pass /*pass*/,
-                                     const PlanOptions& options) const override {
+  std::optional<std::string> refuses(const Problem& /*problem*/, Pass pass, const PlanOptions& options) const override {
+    if (options.part_of_keys && pass == Pass::backward) {
+      return "part_of_keys: it computes LSE again, from the keys that it sees";
+    }
     if (options.device.kind != DeviceKind::cpu) {
       return "device: it runs on the CPU";
     }

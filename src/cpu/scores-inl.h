@@ -135,6 +135,12 @@ inline void fill_hidden(const TileSchedule& schedule, std::int64_t query, std::i
 // Factors of dropout for one row of weights: 0 or `kept`.
 inline void dropout_row(const ScoreRow& row, float kept, float* HWY_RESTRICT factors) {
   const Dropout& dropout = row.plan.problem.dropout;
+  if (dropout.key_stride != 1) {  // neighbours share no block
+    for (std::int64_t j = 0; j < row.count; ++j) {
+      factors[j] = dropout_keeps(dropout, row.batch, row.head, row.query, row.first_key + j) ? kept : 0.0F;
+    }
+    return;
+  }
   const auto threshold = static_cast<unsigned>(dropout.threshold());
   const std::int64_t first = row.first_key + dropout.key_start;
   const std::int64_t last = first + row.count;
@@ -142,7 +148,7 @@ inline void dropout_row(const ScoreRow& row, float kept, float* HWY_RESTRICT fac
     for (int lane = 0; lane < 4; ++lane) {
       const PhiloxBlock block =
           dropout_block(dropout.seed, row.batch + dropout.batch_start, row.head + dropout.head_start,
-                        row.query + dropout.query_start, group, lane);
+                        row.query * dropout.query_stride + dropout.query_start, group, lane);
       for (std::int64_t n = 0; n < 16; ++n) {
         const std::int64_t key = 64 * group + (n >> 1) * 8 + 2 * lane + (n & 1);
         if (key >= first && key < last) {

@@ -26,6 +26,10 @@ class StandardImpl : public Impl {
     if (problem.dtype == DType::float64) {
       return "dtype: float64; accepted: float32, bfloat16, float16";
     }
+    if (problem.dropout.query_stride != 1 || problem.dropout.key_stride != 1) {
+      return "dropout.query_stride, dropout.key_stride: " + std::to_string(problem.dropout.query_stride) + ", " +
+             std::to_string(problem.dropout.key_stride) + "; accepted: 1, 1";
+    }
     constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
     if (std::max(problem.seq_q, problem.seq_k) > kMaxLength) {
       return "sequence length: " + std::to_string(std::max(problem.seq_q, problem.seq_k)) + "; accepted: up to " +

@@ -103,6 +103,9 @@ std::string Problem::describe() const {
     if (dropout.query_start != 0 || dropout.key_start != 0 || dropout.head_start != 0 || dropout.batch_start != 0) {
       add("from " + list({dropout.batch_start, dropout.head_start, dropout.query_start, dropout.key_start}));
     }
+    if (dropout.query_stride != 1 || dropout.key_stride != 1) {
+      add("by " + list({dropout.query_stride, dropout.key_stride}));
+    }
   }
   return text;
 }
@@ -117,10 +120,10 @@ void set_ragged(Problem& problem, std::vector<std::int64_t> cu_seqlens_q, std::v
 
 bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query,
                    std::int64_t key) {
-  const std::int64_t position = key + dropout.key_start;
+  const std::int64_t position = key * dropout.key_stride + dropout.key_start;
   const auto block =
       internal::dropout_block(dropout.seed, batch + dropout.batch_start, head + dropout.head_start,
-                              query + dropout.query_start, position >> 6, internal::dropout_lane(position));
+                              query * dropout.query_stride + dropout.query_start, position >> 6, internal::dropout_lane(position));
   return static_cast<int>(internal::dropout_byte(block, position)) >= dropout.threshold();
 }
 

@@ -186,8 +186,16 @@ void validate_dropout(const Problem& problem) {
       fail_argument(name, start, "0 to 2^32 less the length, " + std::to_string(kMaxPosition - length));
     }
   };
-  check_start("dropout.query_start", dropout.query_start, problem.seq_q);
-  check_start("dropout.key_start", dropout.key_start, problem.seq_k);
+  const auto reach = [](std::string_view name, std::int64_t stride, std::int64_t length) {
+    const std::int64_t most = length < 2 ? kMaxPosition : (kMaxPosition - 1) / (length - 1);
+    if (stride < 1 || stride > most) {
+      fail_argument(name, stride, "1 to " + std::to_string(most) + ", so that positions stay below 2^32");
+    }
+    return length == 0 ? 0 : (length - 1) * stride + 1;
+  };
+  check_start("dropout.query_start", dropout.query_start,
+              reach("dropout.query_stride", dropout.query_stride, problem.seq_q));
+  check_start("dropout.key_start", dropout.key_start, reach("dropout.key_stride", dropout.key_stride, problem.seq_k));
   check_start("dropout.head_start", dropout.head_start, problem.heads_q);
   check_start("dropout.batch_start", dropout.batch_start, problem.batch);
 }

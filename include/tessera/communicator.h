@@ -1,0 +1,128 @@
+// How ranks that share one problem exchange memory.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tessera/error.h"
+#include "tessera/types.h"
+
+namespace tessera {
+
+struct CommunicatorOptions {
+  // The longest that one transfer may be waited for. It has to be longer than the longest step of a peer.
+  std::chrono::milliseconds timeout{60'000};
+};
+
+// What one rank has sent and received. Only the bytes of the messages themselves are counted.
+struct Traffic {
+  std::int64_t bytes_sent = 0;
+  std::int64_t bytes_received = 0;
+  std::int64_t messages_sent = 0;
+  bool operator==(const Traffic&) const = default;
+};
+
+// One send or receive that a transport has under way. Its destructor takes it back, unless it is finished: afterwards
+// nobody reads or writes the memory.
+class PendingTransfer {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  PendingTransfer() = default;
+  PendingTransfer(const PendingTransfer&) = delete;
+  PendingTransfer& operator=(const PendingTransfer&) = delete;
+  virtual ~PendingTransfer() = default;
+
+  // As Transfer::wait.
+  virtual void wait(void* stream) = 0;
+  // When it was finished; after wait() alone.
+  virtual Clock::time_point finished_at() const = 0;
+};
+
+// The handle of a send or receive. A default-constructed one is finished.
+class Transfer {
+ public:
+  Transfer() = default;
+  explicit Transfer(std::unique_ptr<PendingTransfer> pending) : pending_(std::move(pending)) {}
+
+  bool valid() const { return pending_ != nullptr; }
+  // Until the memory may be used again (send) or holds the message (receive). On a device, work that is put into
+  // `stream` afterwards waits, and the host does not. Throws Error(peer) that names the rank which failed, left or was
+  // silent for longer than the timeout.
+  void wait(void* stream = nullptr) {
+    if (pending_) {
+      pending_->wait(stream);
+    }
+  }
+  // When it was finished; after wait() alone.
+  PendingTransfer::Clock::time_point finished_at() const { return pending_->finished_at(); }
+
+ private:
+  std::unique_ptr<PendingTransfer> pending_;
+};
+
+// One rank's end of a group of ranks. A transport implements the protected part. One thread at a time may use it.
+//
+// A failure anywhere is a failure everywhere: once a rank has failed, left early or been silent for longer than the
+// timeout, every operation of every rank throws Error(peer) with the same text, which names that rank. The group is of
+// no further use then.
+class Communicator {
+ public:
+  // Messages between two ranks arrive in the order of their sends within one channel; channels do not wait for each other.
+  static constexpr int kChannels = 8;
+  using Memory = std::shared_ptr<std::byte>;
+
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string name() const = 0;  // of the transport: "local", "mpi"
+  // Where the memory of messages is.
+  virtual Device device() const { return {}; }
+  // Memory for messages, aligned to kWorkspaceAlignment, on device(). Transports that register memory do it here.
+  virtual Memory allocate(std::int64_t bytes);
+
+  // Starts a transfer and returns at once. The memory must live as long as the handle. Sizes of both ends must agree.
+  // On a device the transfer begins after the work that `stream` already holds.
+  Transfer send(int to, int channel, std::span<const std::byte> bytes, void* stream = nullptr);
+  Transfer receive(int from, int channel, std::span<std::byte> bytes, void* stream = nullptr);
+
+  // Every rank's `mine`, in the order of ranks; all have the same length. Each rank has to call it.
+  std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine);
+
+  // Tells every rank that this one failed, and why. Later operations throw, here too.
+  virtual void abort(const std::string& reason) noexcept = 0;
+
+  const Traffic& traffic() const { return traffic_; }
+
+ protected:
+  // Throw Error(peer) when the group has failed.
+  virtual std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
+                                                      void* stream) = 0;
+  virtual std::unique_ptr<PendingTransfer> start_receive(int from, int channel, std::span<std::byte> bytes,
+                                                         void* stream) = 0;
+
+ private:
+  void require_peer(const char* argument, int peer, int channel) const;
+  Traffic traffic_;
+};
+
+// A group whose ranks are threads of this process. Element r belongs to rank r; a rank that destroys its end has left.
+// Throws Error(invalid_argument) for less than one rank.
+std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, const CommunicatorOptions& options = {});
+
+// Runs `body` once for each rank of a local group, each in a thread of its own, and joins them. When bodies throw, the
+// others are told, and the first exception that is not about another rank is thrown again.
+void run_local_ranks(int ranks, const std::function<void(Communicator&)>& body,
+                     const CommunicatorOptions& options = {});
+
+}  // namespace tessera

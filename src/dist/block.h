@@ -1,0 +1,45 @@
+// The tensors of one rank's tokens as one message, without gaps.
+#pragma once
+
+#include <cstdint>
+
+#include "tessera/problem.h"
+#include "tessera/tensor_view.h"
+
+namespace tessera::internal {
+
+// [batch, tokens, heads, dim]; Void is void or const void.
+template <class Void>
+struct BasicKeysBlock {
+  BasicTensorView<Void> k, v;
+};
+using KeysBlock = BasicKeysBlock<void>;
+using ConstKeysBlock = BasicKeysBlock<const void>;
+
+// LSE and -D are float32 [batch, heads, tokens].
+template <class Void>
+struct BasicQueriesBlock {
+  BasicTensorView<Void> lse, minus_delta, dout, q;
+};
+using QueriesBlock = BasicQueriesBlock<void>;
+using ConstQueriesBlock = BasicQueriesBlock<const void>;
+
+inline ConstKeysBlock as_const(const KeysBlock& block) { return {block.k, block.v}; }
+inline ConstQueriesBlock as_const(const QueriesBlock& block) {
+  return {block.lse, block.minus_delta, block.dout, block.q};
+}
+
+// Bytes of one token of one sequence: 2 b d Hkv for keys of b-byte elements, their gradients in float32;
+// 2 b d Hq + 8 Hq for queries with dO, LSE and D, and dQ in float32.
+struct TokenBytes {
+  explicit TokenBytes(const Problem& problem);
+  std::int64_t keys, key_gradients, queries, query_gradients;
+};
+
+// Views into the memory of a message, in this order: wider elements come first, so that all are aligned.
+KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens);
+KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens);  // float32
+QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens);
+TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens);  // dQ, float32
+
+}  // namespace tessera::internal

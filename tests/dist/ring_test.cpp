@@ -1,0 +1,223 @@
+// Attention over ranks equals attention on one device, for every feature, layout, schedule and number of ranks.
+#include <gtest/gtest.h>
+
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "cli/rank_tensors.h"
+#include "support/tensor_ops.h"
+#include "tessera/attention.h"
+
+namespace tessera {
+namespace {
+
+using cli::ProblemTensors;
+using cli::TensorOptions;
+using test::Outputs;
+using Kind = SequenceLayout::Kind;
+
+constexpr double kFloat32Allowed = 2e-6;
+
+struct Case {
+  std::string name;
+  Problem problem;
+  TensorOptions tensors;
+};
+
+void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(); }
+
+Segments documents(std::int64_t batch, std::int64_t queries, std::int64_t keys) {
+  Segments segments;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t i = 0; i < queries; ++i) segments.query.push_back(static_cast<std::int32_t>(i * (b + 2) / queries));
+    for (std::int64_t j = 0; j < keys; ++j) segments.key.push_back(static_cast<std::int32_t>(j * (b + 2) / keys));
+  }
+  return segments;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const auto add = [&](std::string name, const auto& change) {
+    Case row;
+    row.name = std::move(name);
+    row.problem.batch = 2;
+    row.problem.seq_q = row.problem.seq_k = 61;
+    row.problem.heads_q = 4;
+    row.problem.heads_kv = 2;
+    row.problem.dim_qk = 16;
+    row.problem.dim_v = 12;
+    row.tensors.dlse = true;
+    change(row.problem, row.tensors);
+    all.push_back(std::move(row));
+  };
+  add("dense", [](Problem& p, auto&) { p.heads_kv = 4; });
+  add("causal_grouped", [](Problem& p, auto&) { p.mask = Mask::causal(); });
+  add("causal_more_keys", [](Problem& p, TensorOptions& t) {
+    p.mask = Mask::causal();
+    p.seq_k = 90;
+    t.strides.reset();
+  });
+  add("window", [](Problem& p, auto&) { p.mask = Mask::window(9, 3); });
+  add("packed_documents", [](Problem& p, auto&) { p.mask = Mask::causal() & Mask::segments(documents(2, 61, 61)); });
+  add("key_lengths", [](Problem& p, auto&) {
+    p.mask = Mask::causal();
+    p.key_lengths = {61, 17};
+  });
+  add("dropout", [](Problem& p, auto&) {
+    p.mask = Mask::causal();
+    p.dropout = {0.4, 11, 5, 70, 2, 1, 1, 1};
+  });
+  add("alibi", [](Problem& p, TensorOptions& t) {
+    p.alibi = true;
+    t.alibi_per_batch = true;
+  });
+  add("alibi_causal_softcap", [](Problem& p, auto&) {
+    p.alibi = true;
+    p.softcap = 2.0F;
+    p.mask = Mask::window(40, 0);
+  });
+  add("bias_of_every_pair", [](Problem& p, auto&) { p.bias_shape = {{2, 4, 61, 61}}; });
+  add("bias_of_keys", [](Problem& p, auto&) {
+    p.mask = Mask::causal();
+    p.bias_shape = {{1, 4, 1, 61}};
+  });
+  add("sinks", [](Problem& p, auto&) {
+    p.sinks = true;
+    p.mask = Mask::window(5, 0);
+  });
+  add("rows_that_see_nothing", [](Problem& p, auto&) { p.mask = Mask::causal(Alignment::at(-20)); });
+  add("fewer_tokens_than_ranks", [](Problem& p, auto&) { p.seq_q = p.seq_k = 3; });
+  add("no_tokens", [](Problem& p, auto&) { p.seq_q = p.seq_k = 0; });
+  return all;
+}
+
+// Both passes over ranks, on poisoned outputs.
+Outputs over_ranks(ProblemTensors& tensors, int ranks, const DistributedOptions& options) {
+  tensors.poison_outputs();
+  Outputs all;
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    cli::run_on_local_ranks(tensors, pass, ranks, options);
+    for (test::NamedValues& output : test::outputs_of(tensors, pass)) all.push_back(std::move(output));
+  }
+  return all;
+}
+
+Outputs of_the_oracle(const ProblemTensors& tensors) {
+  ProblemTensors wide = tensors.widened();
+  PlanOptions oracle;
+  oracle.impl = "reference";
+  return test::run_both(wide, oracle);
+}
+
+DistributedOptions with(RingSchedule schedule, Kind layout, int ranks_per_node = 0) {
+  DistributedOptions options;
+  options.schedule = schedule;
+  options.layout = layout;
+  options.links.ranks_per_node = ranks_per_node;
+  options.plan.threads = 1;
+  return options;
+}
+
+void expect_near(const Outputs& found, const Outputs& expected, double allowed) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t n = 0; n < found.size(); ++n) {
+    EXPECT_LE(test::relative_error(found[n].values, expected[n].values), allowed) << found[n].name;
+  }
+}
+
+class Ring : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Ring, EqualsOneDevice) {
+  ProblemTensors tensors(GetParam().problem, GetParam().tensors);
+  const Outputs expected = of_the_oracle(tensors);
+  // Sums of a few numbers of either sign cancel: the contract allows them five times as much.
+  const double allowed = GetParam().problem.sinks || GetParam().problem.bias_shape ? 5 * kFloat32Allowed : kFloat32Allowed;
+  for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
+    for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst}) {
+      for (const int ranks : {1, 2, 3, 5, 8}) {
+        SCOPED_TRACE(std::string(layout_name(layout)) + " " + std::string(schedule_name(schedule)) + " over " +
+                     std::to_string(ranks));
+        expect_near(over_ranks(tensors, ranks, with(schedule, layout)), expected, allowed);
+      }
+    }
+    for (const auto& [ranks, in_node] : {std::pair{4, 2}, {6, 3}, {6, 2}, {3, 1}}) {
+      SCOPED_TRACE(std::string(layout_name(layout)) + " double_ring over " + std::to_string(ranks) + " by " +
+                   std::to_string(in_node));
+      expect_near(over_ranks(tensors, ranks, with(RingSchedule::double_ring, layout, in_node)), expected, allowed);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Features, Ring, ::testing::ValuesIn(cases()), [](const auto& row) { return row.param.name; });
+
+// bfloat16: at most 2.5 times the error of one device and 2e-3, and no more of it with more ranks.
+TEST(RingPrecision, BFloat16DoesNotGrowWithRanks) {
+  Problem problem;
+  problem.dtype = DType::bfloat16;
+  problem.seq_q = problem.seq_k = 160;
+  problem.heads_q = 2;
+  problem.heads_kv = 1;
+  problem.dim_qk = problem.dim_v = 32;
+  problem.mask = Mask::causal();
+  ProblemTensors tensors(problem, {});
+  const Outputs expected = of_the_oracle(tensors);
+  PlanOptions flash;
+  flash.threads = 1;
+  const Outputs alone = test::run_both(tensors, flash);
+  for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst}) {
+    for (const int ranks : {1, 2, 4, 7, 8}) {
+      const Outputs found = over_ranks(tensors, ranks, with(schedule, Kind::zigzag));
+      for (std::size_t n = 0; n < found.size(); ++n) {
+        const double error = test::relative_error(alone[n].values, expected[n].values);
+        EXPECT_LE(test::relative_error(found[n].values, expected[n].values), 2.5 * error + 2e-3)
+            << found[n].name << " over " << ranks;
+        EXPECT_LE(test::relative_error(found[n].values, expected[n].values), 1.5 * error + 1e-6)
+            << found[n].name << " over " << ranks;
+      }
+    }
+  }
+}
+
+TEST(RingPrecision, RunsAreBitwiseEqual) {
+  Problem problem;
+  problem.seq_q = problem.seq_k = 130;
+  problem.heads_q = problem.heads_kv = 2;
+  problem.dim_qk = problem.dim_v = 16;
+  problem.mask = Mask::causal();
+  problem.dropout.probability = 0.2;
+  ProblemTensors tensors(problem, {});
+  for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst, RingSchedule::double_ring}) {
+    DistributedOptions options = with(schedule, Kind::zigzag, 2);
+    const Outputs first = over_ranks(tensors, 4, options);
+    options.plan.threads = 2;
+    EXPECT_TRUE(test::bitwise_equal(first, over_ranks(tensors, 4, options))) << schedule_name(schedule);
+  }
+}
+
+// V is the unit matrix, so O holds the weights: which are 0 is what dropout has dropped.
+TEST(RingDropout, DropsTheSameElementsAsOneDevice) {
+  Problem problem;
+  problem.seq_q = problem.seq_k = problem.dim_v = 48;
+  problem.dim_qk = 8;
+  problem.dropout = {0.5, 3, 100, 200, 1, 2, 1, 1};
+  ProblemTensors tensors(problem, {});
+  test::Values unit(48 * 48, 0.0);
+  for (std::size_t n = 0; n < 48; ++n) unit[n * 49] = 1;
+  test::assign(tensors.v, unit);
+  attention_forward(problem, tensors.forward());
+  const test::Values expected = tensors.out.values();
+  for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
+    for (const int ranks : {2, 3, 7}) {
+      tensors.poison_outputs();
+      cli::run_on_local_ranks(tensors, Pass::forward, ranks, with(RingSchedule::ring, layout));
+      const test::Values found = tensors.out.values();
+      for (std::size_t n = 0; n < found.size(); ++n) {
+        ASSERT_EQ(found[n] == 0, expected[n] == 0) << layout_name(layout) << " over " << ranks << ", element " << n;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tessera
