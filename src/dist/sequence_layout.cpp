@@ -27,22 +27,24 @@ void append(std::vector<Stripe>& pieces, Range range) {
   pieces.push_back({range.begin, range.size(), 1});
 }
 
-void check_axis(const char* name, const ConstTensorView& view, const ConstTensorView& like, std::int64_t tokens,
-                int axis) {
+void check_views(const ConstTensorView& whole, const ConstTensorView& part, const SequenceLayout& layout, int rank,
+                 int axis) {
   const auto at = static_cast<std::size_t>(axis);
-  const bool fits = axis >= 0 && axis < view.rank && view.rank == like.rank && view.dtype == like.dtype;
-  if (!fits || view.shape[at] != tokens) {
-    internal::fail_argument(name, view.describe(),
-                            std::to_string(tokens) + " tokens along axis " + std::to_string(axis) +
-                                " and otherwise the shape and dtype of " + like.describe());
+  if (axis < 0 || axis >= whole.rank || whole.shape[at] != layout.length()) {
+    internal::fail_argument("whole", whole.describe(),
+                            std::to_string(layout.length()) + " tokens along axis " + std::to_string(axis));
   }
-  for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
-    if (i != at && view.shape[i] != like.shape[i]) {
-      internal::fail_argument(name, view.describe(), "the extents of " + like.describe());
+  ConstTensorView expected = whole;
+  expected.shape[at] = layout.tokens(rank);
+  if (part.rank != whole.rank || part.dtype != whole.dtype || part.shape != expected.shape) {
+    internal::fail_argument("part", part.describe(),
+                            std::to_string(layout.tokens(rank)) + " tokens along axis " + std::to_string(axis) +
+                                ", and otherwise the shape and dtype of " + whole.describe());
+  }
+  for (const auto& [name, view] : {std::pair{"whole", &whole}, std::pair{"part", &part}}) {
+    if (view->device.kind != DeviceKind::cpu) {
+      internal::fail_argument(std::string(name) + " device", "cuda", "cpu");
     }
-  }
-  if (view.device.kind != DeviceKind::cpu) {
-    internal::fail_argument(std::string(name) + " device", "cuda", "cpu");
   }
 }
 
@@ -119,16 +121,14 @@ std::int64_t SequenceLayout::longest_tokens() const {
 }
 
 void shard(const SequenceLayout& layout, int rank, const ConstTensorView& whole, const TensorView& part, int axis) {
-  check_axis("whole", whole, part, layout.length(), axis);
-  check_axis("part", part, whole, layout.tokens(rank), axis);
+  check_views(whole, part, layout, rank, axis);
   for_each_piece(layout, rank, [&](const Stripe& from, const Stripe& to) {
     internal::convert(internal::slice(whole, axis, from), internal::slice(part, axis, to));
   });
 }
 
 void unshard(const SequenceLayout& layout, int rank, const ConstTensorView& part, const TensorView& whole, int axis) {
-  check_axis("part", part, whole, layout.tokens(rank), axis);
-  check_axis("whole", whole, part, layout.length(), axis);
+  check_views(whole, part, layout, rank, axis);
   for_each_piece(layout, rank, [&](const Stripe& to, const Stripe& from) {
     internal::convert(internal::slice(part, axis, from), internal::slice(whole, axis, to));
   });
