@@ -17,6 +17,12 @@ endif()
 
 set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/tessera")
 install(EXPORT tessera-targets NAMESPACE tessera:: DESTINATION ${config_dir})
+if(TARGET tessera_mpi)
+  install(TARGETS tessera_mpi EXPORT tessera-mpi-targets
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT tessera-mpi-targets NAMESPACE tessera:: DESTINATION ${config_dir})
+endif()
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/tessera-config.cmake.in"
   "${CMAKE_CURRENT_BINARY_DIR}/tessera-config.cmake" INSTALL_DESTINATION ${config_dir})
 write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/tessera-config-version.cmake" COMPATIBILITY SameMinorVersion)

@@ -20,7 +20,7 @@ ORDER = (
     {"reference", "plan"},
     {"cpu", "cuda"},
     {"dist"},
-    {"api"},
+    {"api", "mpi"},
     {"python", "cli", "bench", "examples"},
     {"tests"},
 )
