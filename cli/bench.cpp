@@ -10,6 +10,7 @@
 
 #include "cli/bench_densities.h"
 #include "cli/commands.h"
+#include "cli/distributed.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
 #include "cli/measure.h"
@@ -26,6 +27,7 @@ namespace {
 struct BenchFlags {
   ProblemFlags problem;
   MeasureOptions options;
+  RankFlags ranks;
   std::vector<std::int64_t> seqs{512, 1024, 2048, 4096};
   bool seqs_given = false;
   bool impls_given = false;
@@ -240,6 +242,11 @@ int bench(const BenchFlags& flags) {
     return sweep_densities(flags);
   }
   const std::vector<Problem> all = problems(flags);
+  if (flags.ranks.schedule) {
+    return bench_over_ranks(
+        {all, flags.passes, flags.options.plan, flags.options.min_seconds, flags.options.seed, flags.json, flags.plot},
+        flags.ranks);
+  }
   for (const std::string& path : {flags.json, flags.plot}) {
     if (!path.empty()) {
       require_writable(path);
@@ -323,9 +330,12 @@ Command add_bench(::CLI::App& root) {
   app->add_flag_callback("--no-error", [flags] { flags->options.errors = false; }, "leave the oracle out");
   app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
   app->add_option("--plot", flags->plot, "draw the figures to this .png or .svg (needs gnuplot)")->type_name("FILE");
+  flags->ranks.add(*app);
   app->footer(
-      "Example:\n  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png\n"
-      "  tessera bench --seq 8192 --densities 0.0625,0.125,0.25,0.5,0.75,1 --plot densities.png");
+      "Examples:\n"
+      "  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png\n"
+      "  tessera bench --seq 8192 --densities 0.0625,0.125,0.25,0.5,0.75,1 --plot densities.png\n"
+      "  mpirun -n 4 tessera bench --distributed burst --mask causal --threads 1 --seq 8192 --plot timeline.png");
   return {app, [flags] { return bench(*flags); }};
 }
 

@@ -319,4 +319,12 @@ std::vector<CheckResult> check_problem(const Problem& problem, const CheckOption
   return results;
 }
 
+CheckResult check_outputs(const ProblemTensors& computed, const CheckOptions& options) {
+  Judge judge(computed.problem(), options, computed);
+  CheckResult result;
+  result.has_standard = judge.has_standard();
+  result.outputs = judge.check(outputs_of(computed, options.backward));
+  return result;
+}
+
 }  // namespace tessera::cli

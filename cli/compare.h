@@ -58,6 +58,10 @@ CheckResult check_problem(const Problem& problem, const CheckOptions& options);
 std::vector<CheckResult> check_problem(const Problem& problem, const CheckOptions& options,
                                        std::span<const PlanOptions> plans);
 
+// Judges outputs that were computed elsewhere: those in `computed`, whose inputs must be those of options.tensors. The
+// facts of the result are empty.
+CheckResult check_outputs(const ProblemTensors& computed, const CheckOptions& options);
+
 // The error norm of `values` against `reference`.
 struct Difference {
   double error_norm = 0;      // ||x - ref||

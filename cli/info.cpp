@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/flag_values.h"
+#include "cli/ranks.h"
 #include "cli/terminal.h"
 #include "tessera/plan.h"
 #include "tessera/version.h"
@@ -82,6 +83,10 @@ int print_info(bool measure) {
   fmt::print("\n{}\n", bold("Devices"));
   print_row("cpu", "available");
   print_row("cuda", "not in this build");
+
+  fmt::print("\n{}\n", bold("Ranks"));
+  print_row("local", "available");
+  print_row("mpi", mpi_text());
 
   fmt::print("\n{}\n", bold("Impls, in the order in which a plan tries them"));
   for (const ImplInfo& info : implementations()) {

@@ -208,6 +208,49 @@ std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotForm
   return script + "unset multiplot\n";
 }
 
+std::string timeline_plot_script(const std::vector<std::vector<TimelineEvent>>& ranks, PlotFormat format,
+                                 const std::string& title) {
+  struct Row {
+    TimelineEvent::Kind kind;
+    const char* name;
+    const char* colour;
+    double above;  // the middle of the rank's place
+  };
+  constexpr std::array<Row, 3> kRows{{{TimelineEvent::Kind::compute, "compute", "#0b6e99", 0.2},
+                                      {TimelineEvent::Kind::wait, "waits", "#d1495b", 0.2},
+                                      {TimelineEvent::Kind::transfer, "receives", "#8a8a8a", -0.2}}};
+  const std::size_t height = 180 + 60 * ranks.size();
+  std::string script = format == PlotFormat::png
+                           ? fmt::format("set terminal pngcairo size 1600,{} font 'Sans,12'\n", height)
+                           : fmt::format("set terminal svg size 1600,{} font 'Sans,15' background '#ffffff'\n", height);
+  std::string ticks;
+  std::string plots;
+  for (std::size_t row = 0; row < kRows.size(); ++row) {
+    script += fmt::format("$d{} << EOD\n", row);
+    for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+      for (const TimelineEvent& event : ranks[rank]) {
+        if (event.kind == kRows[row].kind) {
+          const double middle = kRows[row].above - static_cast<double>(rank);
+          script += fmt::format("{:.9g} {:.9g} {:.9g} {:.9g} {:.9g} {:.9g}\n", 1e3 * event.begin, middle,
+                                1e3 * event.begin, 1e3 * event.end, middle - 0.18, middle + 0.18);
+        }
+      }
+    }
+    // An empty block is an error to gnuplot; this point lies outside.
+    script += "-1 0 -1 -1 0 0\nEOD\n";
+    plots += fmt::format("{}$d{} using 1:2:3:4:5:6 with boxxyerror fs solid 0.85 border lc rgb '#ffffff' fc rgb '{}' title '{}'",
+                         row == 0 ? "plot " : ", ", row, kRows[row].colour, kRows[row].name);
+  }
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    ticks += fmt::format("{}'rank {}' {}", rank == 0 ? "" : ", ", rank, -static_cast<double>(rank));
+  }
+  return script + fmt::format(
+                      "set title {} noenhanced font ',15'\nset key outside top right horizontal\n"
+                      "set xlabel 'milliseconds'\nset xrange [0:*]\nset yrange [{}:0.6]\nset ytics ({})\n"
+                      "set border 3 lc rgb '#666666'\nset xtics nomirror\nset ytics nomirror\n{}\n",
+                      quoted_text(title), 0.4 - static_cast<double>(ranks.size()), ticks, plots);
+}
+
 std::string draw(const std::string& script) {
   const Finished finished = run_gnuplot({"-"}, script);
   if (!WIFEXITED(finished.status) || WEXITSTATUS(finished.status) != 0 || finished.output.empty()) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/measure.h"
+#include "tessera/distributed.h"
 
 namespace tessera::cli {
 
@@ -24,6 +25,10 @@ void require_gnuplot();
 // Time, share of peak and extra memory over the sequence length, for each Impl and pass. `peak` is in FLOP/s of one thread.
 std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
                               double peak);
+
+// For each rank a row of what it computes and one of what it receives, over time.
+std::string timeline_plot_script(const std::vector<std::vector<TimelineEvent>>& ranks, PlotFormat format,
+                                 const std::string& title);
 
 // What gnuplot draws for `script`: the bytes of the picture. Throws Error(unsupported) when there is no gnuplot, Error(io)
 // when it fails.

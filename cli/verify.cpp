@@ -10,10 +10,12 @@
 
 #include "cli/commands.h"
 #include "cli/compare.h"
+#include "cli/distributed.h"
 #include "cli/flag_values.h"
 #include "cli/problem_flags.h"
 #include "cli/random_problem.h"
 #include "cli/terminal.h"
+#include "core/fail.h"
 #include "tessera/error.h"
 
 namespace tessera::cli {
@@ -23,6 +25,7 @@ namespace {
 struct VerifyFlags {
   ProblemFlags problem;
   CheckOptions options;
+  RankFlags ranks;
   std::int64_t random = 0;
   std::int64_t first = 0;
 };
@@ -42,6 +45,8 @@ std::string judgement(const OutputCheck& check) {
   return green("ok") + (check.by_typical_size ? "  relative to the typical size: the values cancel" : "");
 }
 
+}  // namespace
+
 void print_checks(const CheckResult& result) {
   Table table({"output", "error", "allowed", ""});
   table.align_left(3);
@@ -51,6 +56,8 @@ void print_checks(const CheckResult& result) {
   }
   fmt::print("{}", table.text());
 }
+
+namespace {
 
 int verify_one(const VerifyFlags& flags) {
   const Problem problem = flags.problem.problem();
@@ -169,6 +176,15 @@ int verify_random(const VerifyFlags& flags) {
   return tally.failed > 0 || tally.passed == 0 ? 1 : 0;
 }
 
+int verify(const VerifyFlags& flags) {
+  if (flags.ranks.schedule && flags.random > 0) {
+    internal::fail_argument("--random", flags.random, "absent beside --distributed");
+  }
+  return flags.ranks.schedule ? verify_over_ranks(flags.problem.problem(), flags.options, flags.ranks)
+         : flags.random > 0   ? verify_random(flags)
+                              : verify_one(flags);
+}
+
 }  // namespace
 
 Command add_verify(::CLI::App& root) {
@@ -190,8 +206,10 @@ Command add_verify(::CLI::App& root) {
       "Exit status: 0 all within bounds, 1 a failure, 2 bad flags.\n"
       "Examples:\n"
       "  tessera verify --seq-q 100 --seq-k 333 --mask causal --heads 6 --kv-heads 2 --alibi\n"
-      "  tessera verify --random 500 --seed 7");
-  return {app, [flags] { return flags->random > 0 ? verify_random(*flags) : verify_one(*flags); }};
+      "  tessera verify --random 500 --seed 7\n"
+      "  mpirun -n 4 tessera verify --distributed burst --mask causal");
+  flags->ranks.add(*app);
+  return {app, [flags] { return verify(*flags); }};
 }
 
 }  // namespace tessera::cli

@@ -1,0 +1,35 @@
+// Ranks on the command line: processes that mpirun started, or threads of this one.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "tessera/distributed.h"
+
+namespace tessera::cli {
+
+struct RankFlags {
+  std::optional<RingSchedule> schedule;  // of --distributed, without which nothing is distributed
+  SequenceLayout::Kind layout = SequenceLayout::Kind::zigzag;
+  int ranks = 0;  // of --ranks: threads; under mpirun the number that it must have started
+  Links links;
+  CommunicatorOptions communicator;
+
+  void add(::CLI::App& app);
+  DistributedOptions options(const PlanOptions& plan) const;
+};
+
+// --layout, whose words are those of layout_name.
+void add_layout(::CLI::App& app, SequenceLayout::Kind& layout);
+
+// Runs `body` on every rank: this process's one under mpirun, else on --ranks threads (2 when it is left out). Returns the
+// status of rank 0 where that is here, else 0. Errors of one rank are told to the others.
+int run_ranks(const RankFlags& flags, const std::function<int(Communicator&)>& body);
+
+// "Open MPI v4.1.4", or why there is none.
+std::string mpi_text();
+
+}  // namespace tessera::cli
