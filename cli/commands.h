@@ -16,5 +16,6 @@ Command add_bench(::CLI::App& root);
 Command add_verify(::CLI::App& root);
 Command add_run(::CLI::App& root);
 Command add_explain(::CLI::App& root);
+Command add_plan(::CLI::App& root);
 
 }  // namespace tessera::cli

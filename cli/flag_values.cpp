@@ -151,7 +151,12 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
                    });
 }
 
-std::optional<std::int64_t> to_integer(std::string_view text) { return parse_whole<std::int64_t>(text); }
+std::optional<std::int64_t> to_integer(std::string_view text) {
+  const std::int64_t factor = text.ends_with('K') ? 1 << 10 : text.ends_with('M') ? 1 << 20 : 1;
+  const auto number = parse_whole<std::int64_t>(text.substr(0, text.size() - (factor == 1 ? 0 : 1)));
+  std::int64_t product = 0;
+  return number && !__builtin_mul_overflow(*number, factor, &product) ? std::optional(product) : std::nullopt;
+}
 
 std::optional<double> to_number(std::string_view text) {
   const auto value = parse_whole<double>(text);

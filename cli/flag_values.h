@@ -38,7 +38,7 @@ inline constexpr int kBadFlagsStatus = 2;
 ::CLI::Option* add_word(::CLI::App& app, const std::string& names, const std::string& description,
                         const std::vector<std::string>& words, const std::function<void(const std::string&)>& set);
 
-// nullopt unless the whole text is a number.
+// nullopt unless the whole text is a number. Integers may end in K or M: 16K is 16384.
 std::optional<std::int64_t> to_integer(std::string_view text);
 std::optional<double> to_number(std::string_view text);
 std::vector<std::string> split(std::string_view text, char separator);

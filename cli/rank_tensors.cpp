@@ -37,7 +37,6 @@ HostTensor like(const HostTensor& whole) {
 
 RankTensors::RankTensors(const ProblemTensors& whole, SequenceLayout::Kind layout, int rank, int ranks)
     : whole_(whole),
-      rank_(rank),
       query_layout_(layout, whole.problem().seq_q, ranks),
       key_layout_(layout, whole.problem().seq_k, ranks),
       q_(sharded(whole.q, query_layout_, rank, kTokenAxis)),

@@ -29,7 +29,6 @@ class RankTensors {
   std::vector<Output> outputs(Pass pass, const ProblemTensors& whole) const;
 
   const ProblemTensors& whole_;
-  int rank_;
   SequenceLayout query_layout_;
   SequenceLayout key_layout_;
   HostTensor q_, k_, v_, dout_, dlse_;

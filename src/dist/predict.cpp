@@ -34,6 +34,29 @@ class Link {
   double used_ = 0;
 };
 
+// That attend, over all sequences and query heads.
+double pairs(const std::vector<internal::SubProblem>& parts) {
+  double total = 0;
+  for (const internal::SubProblem& part : parts) {
+    const Problem& problem = part.problem;
+    const bool alike = !problem.mask.has_segments();
+    const std::int64_t schedules = alike ? 1 : problem.batch;
+    double pairs = 0;
+    if (alike && !problem.mask.has_band()) {
+      pairs = static_cast<double>(problem.seq_q) * static_cast<double>(problem.seq_k);
+    } else {
+      for (std::int64_t b = 0; b < schedules; ++b) {
+        const TileSchedule schedule = problem.schedule(b, 1, 1);
+        for (std::int64_t query = 0; query < problem.seq_q; ++query) {
+          pairs += static_cast<double>(schedule.keys_of(query).size());
+        }
+      }
+    }
+    total += pairs * static_cast<double>(problem.heads_q * (problem.batch / schedules));
+  }
+  return total;
+}
+
 struct Rank {
   Route route;
   std::vector<double> step_seconds;
@@ -42,6 +65,7 @@ struct Rank {
   std::int64_t bytes_sent = 0;
   Link node_link;
   Link network_link;
+  bool ring_crosses_nodes = false;  // a flat ring over several nodes
   double sum_arrives = 0;        // of this step's block, from the previous local rank
   double node_block_arrives = 0;
   double collected_arrives = 0;
@@ -51,21 +75,25 @@ struct Rank {
         node_link(rates.node_bytes_per_second, rates.message_seconds),
         network_link(rates.network_bytes_per_second, rates.message_seconds) {}
 
-  double send(Link& link, double ready, std::int64_t bytes) {
+  double send_along_ring(double ready, std::int64_t bytes) {
     bytes_sent += bytes;
-    return link.send(ready, bytes);
+    return (ring_crosses_nodes ? network_link : node_link).send(ready, bytes);
+  }
+  double send_to_node(double ready, std::int64_t bytes) {
+    bytes_sent += bytes;
+    return network_link.send(ready, bytes);
   }
 };
 
 class Simulation {
  public:
-  Simulation(const internal::RingGroup& group, const ClusterRates& rates) : group_(group) {
+  Simulation(const internal::RingGroup& group, int ranks_per_node, const ClusterRates& rates) : group_(group) {
     for (int rank = 0; rank < group.topology.ranks(); ++rank) {
       Rank& added = ranks_.emplace_back(group.route(rank), rates);
+      added.ring_crosses_nodes = rank / ranks_per_node != added.route.next_local / ranks_per_node;
       for (const RouteStep& step : added.route.steps) {
-        TileSchedule::Counts tiles;
-        internal::count(group.parts(rank, step.owner), tiles);
-        const double flops = static_cast<double>(tiles.pairs) * internal::flops_per_pair(group.whole, group.pass);
+        const double flops =
+            pairs(group.parts(rank, step.owner)) * internal::flops_per_pair(group.whole, group.pass);
         const double seconds = step.computes ? flops / rates.flops_per_second + rates.step_seconds : 0;
         added.step_seconds.push_back(seconds);
         added.compute_seconds += seconds;
@@ -96,7 +124,7 @@ class Simulation {
       const RouteStep& first = rank.route.steps[next];
       if (first.sends_block_to_node) {
         at(rank.route.next_node).node_block_arrives =
-            rank.send(rank.network_link, rank.clock, group_.block_bytes(first.owner));
+            rank.send_to_node(rank.clock, group_.block_bytes(first.owner));
       }
     }
   }
@@ -109,7 +137,7 @@ class Simulation {
       const double begin = rank.clock;
       if (step.sends_block) {
         block_arrives[static_cast<std::size_t>(rank.route.next_local)] =
-            rank.send(rank.node_link, begin, group_.block_bytes(step.owner));
+            rank.send_along_ring(begin, group_.block_bytes(step.owner));
       }
       rank.clock += rank.step_seconds[index];
       if (step.receives_sum) {
@@ -117,7 +145,7 @@ class Simulation {
       }
       if (step.sends_sum) {
         sum_arrives[static_cast<std::size_t>(rank.route.next_local)] =
-            rank.send(rank.node_link, rank.clock, group_.sum_bytes(step.owner));
+            rank.send_along_ring(rank.clock, group_.sum_bytes(step.owner));
       }
     }
     for (std::size_t n = 0; n < ranks_.size(); ++n) {
@@ -138,7 +166,7 @@ class Simulation {
       }
       if (collect.sends_collected) {
         collected[static_cast<std::size_t>(rank.route.next_node)] =
-            rank.send(rank.network_link, rank.clock, group_.sum_bytes(collect.owner));
+            rank.send_to_node(rank.clock, group_.sum_bytes(collect.owner));
       }
       rank.clock = std::max(rank.clock, rank.node_block_arrives);
     }
@@ -175,16 +203,6 @@ void require_positive(const char* name, double value) {
   }
 }
 
-// A flat ring over several nodes is as slow as its slowest hop.
-ClusterRates rates_of(const internal::RingGroup& group, const DistributedOptions& options, ClusterRates rates) {
-  const int in_node = options.links.ranks_per_node;
-  const bool crosses = in_node != 0 && in_node < group.topology.ranks();
-  if (group.topology.nodes == 1 && crosses) {
-    rates.node_bytes_per_second = std::min(rates.node_bytes_per_second, rates.network_bytes_per_second);
-  }
-  return rates;
-}
-
 }  // namespace
 
 Prediction predict(const Problem& whole, Pass pass, int ranks, const DistributedOptions& options,
@@ -193,7 +211,8 @@ Prediction predict(const Problem& whole, Pass pass, int ranks, const Distributed
   require_positive("node_bytes_per_second", rates.node_bytes_per_second);
   require_positive("network_bytes_per_second", rates.network_bytes_per_second);
   const internal::RingGroup group(whole, pass, ranks, options);
-  return Simulation(group, rates_of(group, options, rates)).run();
+  const int in_node = options.links.ranks_per_node == 0 ? ranks : options.links.ranks_per_node;
+  return Simulation(group, in_node, rates).run();
 }
 
 }  // namespace tessera

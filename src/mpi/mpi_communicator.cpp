@@ -229,24 +229,19 @@ class Progress {
       listen();
       Clock::time_point next_sign = Clock::now();
       for (;;) {
-        std::unique_lock lock(mutex_);
-        const bool quiet = queue_.empty() && active_.empty();
-        const auto pause = quiet ? std::chrono::microseconds(2000)
-                           : waiting_for_ >= 0 ? std::chrono::microseconds(20)
-                                               : std::chrono::microseconds(200);
-        changed_.wait_for(lock, pause, [&] { return !queue_.empty() || stopping_ || failure_is_news_; });
-        if (failure_) {
+        const Request request = next_request();
+        if (request.failed) {
           spread_failure();
           break;
         }
-        post_queued();
+        post(request.operations);
         test_active();
         hear();
         if (Clock::now() >= next_sign) {
-          say({Control::Kind::alive, waiting_for_, {}});
+          say({Control::Kind::alive, request.waiting_for, {}});
           next_sign = Clock::now() + interval();
         }
-        if (stopping_ && active_.empty()) {
+        if (request.stops && active_.empty()) {
           say({Control::Kind::goodbye, -1, {}});
           drain();
           break;
@@ -261,9 +256,26 @@ class Progress {
     finished_.notify_all();
   }
 
-  void post_queued() {
+  // What the caller wants, without keeping it from asking for more while MPI copies.
+  struct Request {
+    std::deque<std::shared_ptr<Operation>> operations;
+    int waiting_for = -1;
+    bool stops = false;
+    bool failed = false;
+  };
+  Request next_request() {
+    std::unique_lock lock(mutex_);
+    const bool quiet = queue_.empty() && active_.empty();
+    const auto pause = quiet               ? std::chrono::microseconds(2000)
+                       : waiting_for_ >= 0 ? std::chrono::microseconds(20)
+                                           : std::chrono::microseconds(200);
+    changed_.wait_for(lock, pause, [&] { return !queue_.empty() || stopping_ || failure_is_news_; });
+    return {std::exchange(queue_, {}), waiting_for_, stopping_, failure_.has_value()};
+  }
+
+  void post(const std::deque<std::shared_ptr<Operation>>& operations) {
     constexpr std::size_t kMost = std::size_t{1} << 30;
-    for (const auto& operation : queue_) {
+    for (const auto& operation : operations) {
       for (std::size_t begin = 0; begin == 0 || begin < operation->bytes; begin += kMost) {
         const int count = static_cast<int>(std::min(kMost, operation->bytes - begin));
         MPI_Request& request = operation->requests.emplace_back(MPI_REQUEST_NULL);
@@ -275,21 +287,19 @@ class Progress {
       }
       active_.push_back(operation);
     }
-    queue_.clear();
   }
 
   void test_active() {
-    bool any = false;
     for (auto at = active_.begin(); at != active_.end();) {
-      if (test(**at)) {
-        at = active_.erase(at);
-        any = true;
-      } else {
+      if (!test(**at)) {
         ++at;
+        continue;
       }
-    }
-    if (any) {
+      const std::lock_guard lock(mutex_);
+      (*at)->finished = Clock::now();
+      (*at)->done = true;
       finished_.notify_all();
+      at = active_.erase(at);
     }
   }
 
@@ -301,12 +311,7 @@ class Progress {
       throw Error(ErrorCode::peer, "the transfer with rank " + std::to_string(operation.peer) + " of " +
                                        std::to_string(operation.bytes) + " bytes failed in MPI");
     }
-    if (all == 0) {
-      return false;
-    }
-    operation.done = true;
-    operation.finished = Clock::now();
-    return true;
+    return all != 0;
   }
 
   void listen() {
@@ -322,16 +327,16 @@ class Progress {
       if (arrived == 0) {
         return;
       }
+      const std::lock_guard lock(mutex_);
       Peer& peer = peers_[static_cast<std::size_t>(status.MPI_SOURCE)];
       peer.heard = Clock::now();
       peer.waiting_for = incoming_.waiting_for;
       if (incoming_.kind == Control::Kind::goodbye) {
         peer.left = true;
-        finished_.notify_all();
       } else if (incoming_.kind == Control::Kind::failure && !failure_) {
         failure_ = incoming_.text.data();
-        finished_.notify_all();
       }
+      finished_.notify_all();
       listen();
     }
   }
@@ -360,7 +365,6 @@ class Progress {
     if (failure_is_news_) {
       say(control);
     }
-    finished_.notify_all();
     const auto until = Clock::now() + leaving_grace();
     while (Clock::now() < until && !all_said()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -387,6 +391,7 @@ class Progress {
         }
         all_left = false;
         if (peer.heard < Clock::now() - timeout_) {
+          const std::lock_guard lock(mutex_);
           failure_ = "rank " + std::to_string(rank) + " was silent";
         }
       }
@@ -405,14 +410,15 @@ class Progress {
   std::condition_variable changed_;   // there is work for the thread
   std::condition_variable finished_;  // there is news for the caller
   std::deque<std::shared_ptr<Operation>> queue_;
-  std::list<std::shared_ptr<Operation>> active_;
-  std::vector<Peer> peers_;
+  std::vector<Peer> peers_;  // written by the thread alone
   int waiting_for_ = -1;
   bool stopping_ = false;
   bool ended_ = false;
   bool failure_is_news_ = false;
   std::optional<std::string> failure_;
 
+  // The thread's own.
+  std::list<std::shared_ptr<Operation>> active_;
   Control incoming_;
   MPI_Request incoming_request_ = MPI_REQUEST_NULL;
   std::list<SentControl> sent_;

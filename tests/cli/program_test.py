@@ -285,6 +285,60 @@ class Bench(ProgramTest):
         self.assertFalse(plot.exists())
 
 
+class Ranks(ProgramTest):
+    small = ("--mask", "causal", "--heads", 2, "--kv-heads", 1, "--dim", 16, *THREADS)
+
+    def test_verify(self):
+        for schedule, moves in (("ring", "K, V, dK and dV"), ("burst", "Q, dO, dQ, LSE and D")):
+            output = self.succeeds("verify", "--distributed", schedule, "--ranks", 3, "--seq", 50, *self.small)
+            self.assertIn("3 ranks (local), zigzag layout", output)
+            self.assertIn(moves, output)
+            self.assertEqual(len(re.findall(r"(?m) ok$", output)), 5)
+        output = self.succeeds(
+            "verify", "--distributed", "double_ring", "--ranks", 4, "--ranks-per-node", 2, "--seq", 50, *self.small
+        )
+        self.assertIn("double_ring", output)
+
+    def test_bench(self):
+        figures = self.folder / "figures.json"
+        plot = self.folder / "timeline.svg"
+        plots = ["--plot", plot] if shutil.which("gnuplot") else []
+        output = self.succeeds(
+            *("bench", "--distributed", "ring", "--ranks", 2, "--seqs", "64,96", "--min-time", 0.001),
+            *(*self.small, "--json", figures, *plots),
+        )
+        self.assertIn("efficiency", output)
+        document = json.loads(figures.read_text())
+        self.assertEqual((document["ranks"], document["transport"], document["layout"]), (2, "local", "zigzag"))
+        self.assertEqual([p["seq_q"] for p in document["points"]], [64, 96, 64, 96])
+        # K and V of half the tokens, one hop.
+        self.assertEqual(document["points"][0]["ranks"][1]["bytes_sent"], 32 * 2 * 16 * 4)
+        self.assertGreater(document["points"][0]["efficiency"], 0)
+        if plots:
+            self.assertIn("rank 1", plot.read_text())
+        output = self.succeeds("plan", "--gpus", 2, "--seq", 96, *self.small[:-2], "--measured", figures)
+        self.assertIn("backward", output)
+
+    def test_plan(self):
+        figures = self.folder / "plan.json"
+        flags = ("--gpus", 8, "--nodes", 2, "--seq", "16K", "--mask", "causal", "--rate", 500)
+        output = self.succeeds("plan", *flags, "--json", figures)
+        self.assertRegex(output, r"forward: \w+ with the (zigzag|striped) layout, .*; (compute|node link|network) binds")
+        rows = json.loads(figures.read_text())["predictions"]
+        self.assertEqual({row["schedule"] for row in rows}, {"ring", "burst", "double_ring"})
+        self.assertIn("network binds", self.succeeds("plan", *flags, "--network", 0.01))
+
+    def test_bad_flags(self):
+        self.fails(2, ["--rate", "absent", "--measured"], "plan", "--gpus", 8)
+        self.fails(2, ["--nodes", "3", "divisors of --gpus, 8"], "plan", "--gpus", 8, "--nodes", 3, "--rate", 1)
+        self.fails(2, ["--random"], "verify", "--distributed", "ring", "--random", 3)
+        self.fails(2, ["--distributed", "rings", "burst"], "bench", "--distributed", "rings")
+        self.fails(1, ["cu_seqlens_q", "Mask::segments"], "verify", "--distributed", "ring", "--lengths", "4,5")
+        figures = self.folder / "other.json"
+        figures.write_text("{}")
+        self.fails(1, ["--measured", "other.json"], "plan", "--measured", figures)
+
+
 class Run(ProgramTest):
     HEADS, DIM, QUERIES, KEYS = 2, 4, 3, 5
 
