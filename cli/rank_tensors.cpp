@@ -125,8 +125,8 @@ void RankTensors::collect(Communicator& communicator, Pass pass, const ProblemTe
 
 DistributedFacts run_on_rank(const ProblemTensors& whole, Pass pass, Communicator& communicator,
                              const DistributedOptions& options, bool write) {
-  const RankTensors part(whole, options.layout, communicator.rank(), communicator.size());
   DistributedPlan plan = DistributedPlan::make(whole.problem(), pass, communicator, options);
+  const RankTensors part(whole, options.layout, communicator.rank(), communicator.size());
   if (pass == Pass::forward) {
     plan.run(part.forward());
   } else {

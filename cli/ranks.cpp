@@ -39,7 +39,7 @@ int run_as_process(const RankFlags& flags, const std::function<int(Communicator&
     const int status = body(*communicator);
     return communicator->rank() == 0 ? status : 0;
   } catch (const std::exception& error) {
-    communicator->abort(error.what());
+    communicator->abort(error);
     throw;
   }
 #else

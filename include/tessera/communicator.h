@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -99,12 +100,15 @@ class Communicator {
   // Every rank's `mine`, in the order of ranks; all have the same length. Each rank has to call it.
   std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine);
 
-  // Tells every rank that this one failed, and why. Later operations throw, here too.
-  virtual void abort(const std::string& reason) noexcept = 0;
+  // Tells every rank that this one failed, and why; an Error(peer), which is about another rank, is passed on as it is. Later
+  // operations throw, here too.
+  void abort(const std::exception& error) noexcept;
 
   const Traffic& traffic() const { return traffic_; }
 
  protected:
+  // Makes the group fail with this text, unless it has failed already.
+  virtual void spread(const std::string& failure) noexcept = 0;
   // Throw Error(peer) when the group has failed.
   virtual std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
                                                       void* stream) = 0;

@@ -47,6 +47,12 @@ Transfer Communicator::receive(int from, int channel, std::span<std::byte> bytes
   return transfer;
 }
 
+void Communicator::abort(const std::exception& error) noexcept {
+  const auto* found = dynamic_cast<const Error*>(&error);
+  const bool about_another = found != nullptr && found->code() == ErrorCode::peer;
+  spread(about_another ? error.what() : "rank " + std::to_string(rank()) + " failed: " + error.what());
+}
+
 std::vector<std::vector<std::byte>> Communicator::gather(std::span<const std::byte> mine) {
   const auto ranks = static_cast<std::size_t>(size());
   std::vector<std::vector<std::byte>> all(ranks, std::vector<std::byte>(mine.size()));
@@ -77,7 +83,7 @@ void run_local_ranks(int ranks, const std::function<void(Communicator&)>& body, 
         body(*communicator);
       } catch (const std::exception& error) {
         errors[rank] = std::current_exception();
-        communicator->abort(error.what());
+        communicator->abort(error);
       }
     });
   }

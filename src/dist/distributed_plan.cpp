@@ -185,7 +185,7 @@ struct DistributedPlan::State {
     try {
       return action();
     } catch (const std::exception& error) {
-      communicator.abort(error.what());
+      communicator.abort(error);
       throw;
     }
   }
@@ -333,7 +333,7 @@ DistributedPlan DistributedPlan::make(const Problem& whole, Pass pass, Communica
     require_agreement(communicator, statement_of(whole, pass, options));
     return DistributedPlan(std::move(state));
   } catch (const std::exception& error) {
-    communicator.abort(error.what());
+    communicator.abort(error);
     throw;
   }
 }

@@ -134,12 +134,11 @@ class LocalCommunicator final : public Communicator {
   int size() const override { return static_cast<int>(world_->left.size()); }
   std::string name() const override { return "local"; }
 
-  void abort(const std::string& reason) noexcept override {
-    const std::lock_guard lock(world_->mutex);
-    world_->fail("rank " + std::to_string(rank_) + " failed: " + reason);
-  }
-
  protected:
+  void spread(const std::string& failure) noexcept override {
+    const std::lock_guard lock(world_->mutex);
+    world_->fail(failure);
+  }
   std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
                                               void* /*stream*/) override {
     End end;

@@ -179,9 +179,9 @@ class Progress {
     finished_.wait(lock, [&] { return operation.done || ended_; });
   }
 
-  void abort(const std::string& reason) {
+  void spread(const std::string& failure) {
     const std::lock_guard lock(mutex_);
-    fail("rank " + std::to_string(rank_) + " failed: " + reason);
+    fail(failure);
   }
 
  private:
@@ -469,9 +469,8 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string name() const override { return "mpi"; }
-  void abort(const std::string& reason) noexcept override { progress_->abort(reason); }
-
  protected:
+  void spread(const std::string& failure) noexcept override { progress_->spread(failure); }
   std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
                                               void* /*stream*/) override {
     // MPI_Isend takes its memory as const; one Operation serves both directions.

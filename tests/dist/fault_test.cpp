@@ -82,9 +82,9 @@ class FaultyCommunicator final : public Communicator {
   int rank() const override { return real_.rank(); }
   int size() const override { return real_.size(); }
   std::string name() const override { return "faulty"; }
-  void abort(const std::string& /*reason*/) noexcept override {}  // the dead tell nothing
 
  protected:
+  void spread(const std::string& /*failure*/) noexcept override {}  // the dead tell nothing
   std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
                                               void* stream) override {
     count();
@@ -226,7 +226,7 @@ TEST(Fault, ARankThatPlansSomethingElseIsNamed) {
 
 TEST(Fault, AFailedGroupStaysFailed) {
   auto communicators = local_communicators(2);
-  communicators[0]->abort("enough");
+  communicators[0]->abort(std::runtime_error("enough"));
   std::array<std::byte, 4> bytes{};
   for (const auto& communicator : communicators) {
     test::expect_error(ErrorCode::peer, {"rank 0 failed: enough"},
