@@ -167,9 +167,9 @@ RankPoint measure_point(const RankBench& bench, const RankFlags& flags, const Pr
   DistributedPlan plan = DistributedPlan::make(problem, pass, communicator, options);
   const RunReport report = timed_runs(plan, pass, tensors, communicator, bench.min_seconds, point.runs);
   point.facts = plan.facts();
-  point.ranks = gather(communicator, RankTime{report.seconds, report.compute_seconds, report.wait_seconds,
-                                              report.transfer_seconds, report.share_hidden(),
-                                              report.traffic.bytes_sent, plan.facts().flops_of_pairs});
+  point.ranks = gather(communicator,
+                       RankTime{report.seconds, report.compute_seconds, report.wait_seconds, report.transfer_seconds,
+                                report.share_hidden(), report.traffic.bytes_sent, plan.facts().flops_of_pairs});
   point.timelines = gather_timelines(communicator, report.timeline);
   return point;
 }
@@ -190,7 +190,8 @@ void print_points(const std::vector<RankPoint>& points) {
   fmt::print("\n{}\n", table.text());
   fmt::print(
       "time: the median run of each rank; hidden: the share of the time of transfers that was not waited for;\n"
-      "efficiency: the time of one rank that has the whole problem, over the ranks' number and the slowest one's time\n");
+      "efficiency: the time of one rank that has the whole problem, over the ranks' number and the slowest one's "
+      "time\n");
 }
 
 nlohmann::ordered_json json_of(const RankPoint& point) {
@@ -261,9 +262,8 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
       point.alone_seconds = seconds_alone(point.problem, point.pass, bench.plan, bench.min_seconds, bench.seed);
     }
     const RankPoint& last = points.back();
-    const std::string title =
-        fmt::format("{} ranks ({}), {} layout, {}", communicator.size(), communicator.name(), layout_name(flags.layout),
-                    schedule_name(last.facts.schedule));
+    const std::string title = fmt::format("{} ranks ({}), {} layout, {}", communicator.size(), communicator.name(),
+                                          layout_name(flags.layout), schedule_name(last.facts.schedule));
     fmt::print("{}\n{}\n", bold(title), last.problem.describe());
     print_points(points);
     if (!bench.json.empty()) {
@@ -272,10 +272,9 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
     }
     if (!bench.plot.empty()) {
       write_file_atomically(
-          bench.plot,
-          draw(timeline_plot_script(last.timelines, format,
-                                    fmt::format("{}, {} pass, {} tokens", title, pass_name(last.pass),
-                                                last.problem.seq_k))));
+          bench.plot, draw(timeline_plot_script(
+                          last.timelines, format,
+                          fmt::format("{}, {} pass, {} tokens", title, pass_name(last.pass), last.problem.seq_k))));
       fmt::print("plot written to {}\n", bench.plot);
     }
     return 0;

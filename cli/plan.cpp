@@ -24,7 +24,7 @@ struct PlanFlags {
   ProblemFlags problem;
   int gpus = 8;
   int nodes = 1;
-  ClusterRates rates;       // of the forward pass, in FLOP/s and bytes per second
+  ClusterRates rates;        // of the forward pass, in FLOP/s and bytes per second
   double backward_rate = 0;  // FLOP/s; 0: as forward
   std::string measured;
   std::string json;
@@ -143,8 +143,7 @@ void write_json(const Problem& problem, const PlanFlags& flags, const std::vecto
 int plan(PlanFlags flags) {
   const Problem problem = flags.problem.problem();
   if (flags.gpus % flags.nodes != 0) {
-    internal::fail_argument("--nodes", std::int64_t{flags.nodes},
-                            "divisors of --gpus, " + std::to_string(flags.gpus));
+    internal::fail_argument("--nodes", std::int64_t{flags.nodes}, "divisors of --gpus, " + std::to_string(flags.gpus));
   }
   if (!flags.json.empty()) {
     require_writable(flags.json);
@@ -201,7 +200,8 @@ Command add_plan(::CLI::App& root) {
   app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
   app->footer(
       "Example:\n"
-      "  tessera plan --gpus 64 --nodes 8 --nvlink 400 --network 50 --seq 1M --mask causal --dtype bfloat16 --rate 600");
+      "  tessera plan --gpus 64 --nodes 8 --nvlink 400 --network 50 --seq 1M --mask causal --dtype bfloat16 --rate "
+      "600");
   return {app, [flags] { return plan(*flags); }};
 }
 

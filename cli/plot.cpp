@@ -238,8 +238,9 @@ std::string timeline_plot_script(const std::vector<std::vector<TimelineEvent>>& 
     }
     // An empty block is an error to gnuplot; this point lies outside.
     script += "-1 0 -1 -1 0 0\nEOD\n";
-    plots += fmt::format("{}$d{} using 1:2:3:4:5:6 with boxxyerror fs solid 0.85 border lc rgb '#ffffff' fc rgb '{}' title '{}'",
-                         row == 0 ? "plot " : ", ", row, kRows[row].colour, kRows[row].name);
+    plots += fmt::format(
+        "{}$d{} using 1:2:3:4:5:6 with boxxyerror fs solid 0.85 border lc rgb '#ffffff' fc rgb '{}' title '{}'",
+        row == 0 ? "plot " : ", ", row, kRows[row].colour, kRows[row].name);
   }
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     ticks += fmt::format("{}'rank {}' {}", rank == 0 ? "" : ", ", rank, -static_cast<double>(rank));

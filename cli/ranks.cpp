@@ -64,8 +64,8 @@ void RankFlags::add(::CLI::App& app) {
   add_word(app, "--distributed", "spread the sequence over ranks: processes of mpirun, or threads",
            {"automatic", "ring", "burst", "double_ring"},
            [this](const std::string& word) {
-             for (const RingSchedule known : {RingSchedule::automatic, RingSchedule::ring, RingSchedule::burst,
-                                              RingSchedule::double_ring}) {
+             for (const RingSchedule known :
+                  {RingSchedule::automatic, RingSchedule::ring, RingSchedule::burst, RingSchedule::double_ring}) {
                schedule = word == schedule_name(known) ? known : schedule;
              }
            })
@@ -74,12 +74,12 @@ void RankFlags::add(::CLI::App& app) {
   add_integer(app, "--ranks", fmt::format("ranks as threads, without mpirun [{}]", kDefaultRanks), 1, kMostRanks,
               [this](auto n) { ranks = static_cast<int>(n); })
       ->group(kRankGroup);
-  add_integer(app, "--ranks-per-node", "ranks that fast links connect [all]", 1, kMostRanks,
-              [this](auto n) { links.ranks_per_node = static_cast<int>(n); })
-      ->group(kRankGroup);
-  add_integer(app, "--timeout", "seconds after which a silent rank is an error [60]", 1, 1 << 20,
-              [this](auto n) { communicator.timeout = std::chrono::seconds(n); })
-      ->group(kRankGroup);
+  add_integer(app, "--ranks-per-node", "ranks that fast links connect [all]", 1, kMostRanks, [this](auto n) {
+    links.ranks_per_node = static_cast<int>(n);
+  })->group(kRankGroup);
+  add_integer(app, "--timeout", "seconds after which a silent rank is an error [60]", 1, 1 << 20, [this](auto n) {
+    communicator.timeout = std::chrono::seconds(n);
+  })->group(kRankGroup);
 }
 
 DistributedOptions RankFlags::options(const PlanOptions& plan) const {

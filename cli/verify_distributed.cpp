@@ -19,8 +19,9 @@ int verify_over_ranks(const Problem& problem, const CheckOptions& options, const
       return 0;
     }
     const CheckResult result = check_outputs(tensors, options);
-    fmt::print("{}\n{} ranks ({}), {} layout, {}{} against the oracle in double precision\n\n", bold(problem.describe()),
-               communicator.size(), communicator.name(), layout_name(flags.layout), schedule_name(last.schedule),
+    fmt::print("{}\n{} ranks ({}), {} layout, {}{} against the oracle in double precision\n\n",
+               bold(problem.describe()), communicator.size(), communicator.name(), layout_name(flags.layout),
+               schedule_name(last.schedule),
                options.backward ? fmt::format(" ({} travel in the backward pass)",
                                               last.queries_travel ? "Q, dO, dQ, LSE and D" : "K, V, dK and dV")
                                 : "");

@@ -12,7 +12,7 @@ packages=(
 # Packages that some releases fold into another one: installed where they exist.
 optional=()
 if [[ "${1:-}" == test ]]; then
-  packages+=(clang googletest libgtest-dev libomp-dev g++-aarch64-linux-gnu qemu-user)
+  packages+=(clang googletest libgtest-dev libomp-dev libopenmpi-dev openmpi-bin g++-aarch64-linux-gnu qemu-user)
   optional+=(libclang-rt-dev)
 fi
 

@@ -42,7 +42,8 @@ using ConstPartial = BasicPartial<ConstTensorView>;
 
 // The attention over the union of two disjoint sets of keys:
 //   O <- O - sigmoid(lse_b - lse) (O - O_b),  lse <- lse - log sigmoid(lse - lse_b);
-// where neither sees a key the result is O = 0, lse = -inf. `result` may be `a` itself. Computed in float32.
-void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result);
+// where neither sees a key the result is O = 0, lse = -inf. `result` may be `a` itself. Computed in float32, on `threads`
+// threads; 0: OpenMP's default.
+void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads = 0);
 
 }  // namespace tessera

@@ -36,8 +36,8 @@ struct DistributedOptions {
   SequenceLayout::Kind layout = SequenceLayout::Kind::zigzag;
   RingSchedule schedule = RingSchedule::automatic;
   Links links;
-  int ranks = 0;             // that the tensors were made for: must be the communicator's; 0: not said
-  PlanOptions plan;          // of each block; its device is where the tensors are
+  int ranks = 0;     // that the tensors were made for: must be the communicator's; 0: not said
+  PlanOptions plan;  // of each block; its device is where the tensors are
   bool record_timeline = false;
 };
 
@@ -49,12 +49,12 @@ struct DistributedFacts {
   int ranks_per_node = 1;
   std::int64_t queries = 0;  // of this rank, in each sequence
   std::int64_t keys = 0;
-  int steps_computed = 0;  // of `ranks`; the others have nothing to do
+  int steps_computed = 0;      // of `ranks`; the others have nothing to do
   TileSchedule::Counts tiles;  // of 64 x 64, over all sequences and query heads
   double flops_of_pairs = 0;
-  std::int64_t bytes_sent = 0;            // in one run
-  std::int64_t bytes_sent_to_nodes = 0;   // the part of it that goes to another node
-  std::int64_t memory_bytes = 0;          // held besides the caller's tensors
+  std::int64_t bytes_sent = 0;           // in one run
+  std::int64_t bytes_sent_to_nodes = 0;  // the part of it that goes to another node
+  std::int64_t memory_bytes = 0;         // held besides the caller's tensors
 };
 
 // A stretch of time of one run, in seconds since it began.
@@ -71,9 +71,9 @@ struct TimelineEvent {
 struct RunReport {
   double seconds = 0;
   double compute_seconds = 0;
-  double wait_seconds = 0;      // for transfers, with nothing to compute
-  double transfer_seconds = 0;  // that at least one receive was under way
-  Traffic traffic;              // of this run
+  double wait_seconds = 0;              // for transfers, with nothing to compute
+  double transfer_seconds = 0;          // that at least one receive was under way
+  Traffic traffic;                      // of this run
   std::vector<TimelineEvent> timeline;  // with record_timeline
 
   // Of the time in which transfers were under way, the share that was not waited for.
@@ -123,18 +123,18 @@ class DistributedPlan {
 
 // Rates of a machine, for predictions.
 struct ClusterRates {
-  double flops_per_second = 0;        // of one rank, for the pass that is predicted
-  double node_bytes_per_second = 0;   // that a rank sends to a rank of its node while it receives as much
+  double flops_per_second = 0;          // of one rank, for the pass that is predicted
+  double node_bytes_per_second = 0;     // that a rank sends to a rank of its node while it receives as much
   double network_bytes_per_second = 0;  // the same between nodes
-  double message_seconds = 0;         // that every message takes besides its bytes
-  double step_seconds = 0;            // that every computed step takes besides its FLOPs
+  double message_seconds = 0;           // that every message takes besides its bytes
+  double step_seconds = 0;              // that every computed step takes besides its FLOPs
 };
 
 struct Prediction {
-  double seconds = 0;          // of the slowest rank
-  double compute_seconds = 0;  // of the rank with the most work
-  double node_seconds = 0;     // that the busiest link inside a node is used
-  double network_seconds = 0;  // that the busiest link between nodes is used
+  double seconds = 0;           // of the slowest rank
+  double compute_seconds = 0;   // of the rank with the most work
+  double node_seconds = 0;      // that the busiest link inside a node is used
+  double network_seconds = 0;   // that the busiest link between nodes is used
   std::int64_t bytes_sent = 0;  // by the rank that sends most
   // "compute", "node link" or "network": the largest of the three terms above.
   std::string binding;

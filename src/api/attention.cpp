@@ -46,9 +46,12 @@ void attention_forward(const ConstTensorView& q, const ConstTensorView& k, const
   attention_forward(problem, ForwardTensors{q, k, v, out, lse, {}}, PlanOptions{q.device, {}, {}, 0});
 }
 
-void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
+void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads) {
   internal::validate_merge(a, b, result);
-  internal::cpu_merge(a, b, result);
+  if (threads < 0) {
+    internal::fail_argument("threads", std::int64_t{threads}, "0 (the default) or more");
+  }
+  internal::cpu_merge(a, b, result, threads);
 }
 
 }  // namespace tessera

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/half.h"
+#include "cpu/threads.h"
 
 namespace tessera::internal {
 
@@ -30,6 +31,14 @@ Weight weigh(float lse_a, float lse_b) {
           difference > 0 ? lse_b + std::log1p(std::exp(-difference)) : lse_a + std::log1p(std::exp(difference))};
 }
 
+// The difference of an infinity and a number, times a weight, would take the infinity away again.
+float mix(float a, float b, float weight) {
+  if (weight == 0 || weight == 1) {
+    return weight == 0 ? a : b;
+  }
+  return std::isinf(a) || std::isinf(b) ? (1 - weight) * a + weight * b : a - weight * (a - b);
+}
+
 // Index arithmetic of [batch, seq, heads, dim] and of ragged [total, heads, dim], which is a batch of one.
 struct Axes {
   explicit Axes(int rank) : first(rank == 4 ? 1U : 0U) {}
@@ -44,13 +53,14 @@ struct Axes {
 
 }  // namespace
 
-void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
+void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads) {
+  const int team = threads > 0 ? threads : default_threads();
   const Axes axes(a.out.rank);
   const std::int64_t batch_size = axes.first == 1 ? a.out.shape[0] : 1;
   const std::int64_t tokens = a.out.shape[axes.first];
   const std::int64_t heads = a.out.shape[axes.first + 1];
   const std::int64_t dim = a.out.shape[axes.first + 2];
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(team) if (team > 1)
   for (std::int64_t batch = 0; batch < batch_size; ++batch) {
     for (std::int64_t token = 0; token < tokens; ++token) {
       for (std::int64_t head = 0; head < heads; ++head) {
@@ -65,7 +75,7 @@ void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& resu
         for (std::int64_t column = 0; column < dim; ++column) {
           const auto of_a = static_cast<float>(load_element(a.out.data, a.out.dtype, row_a + column));
           const auto of_b = static_cast<float>(load_element(b.out.data, b.out.dtype, row_b + column));
-          const float merged = weight.of_b == 0 ? of_a : weight.of_b == 1 ? of_b : of_a - weight.of_b * (of_a - of_b);
+          const float merged = mix(of_a, of_b, weight.of_b);
           store_element(result.out.data, result.out.dtype, row_result + column, merged);
         }
       }

@@ -4,6 +4,7 @@
 
 namespace tessera::internal {
 
-void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result);
+// threads: 0 for OpenMP's default.
+void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads);
 
 }  // namespace tessera::internal

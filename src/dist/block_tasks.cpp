@@ -166,7 +166,7 @@ void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstTensorView& q,
       add_per_head(result.lse, run.score.alibi_slopes, part.batch_begin, -part.distance_shift);
     }
     if (!task.first) {
-      merge({rows.out, rows.lse}, {result.out, result.lse}, rows);
+      merge({rows.out, rows.lse}, {result.out, result.lse}, rows, run.threads);
     }
   }
 }

@@ -47,9 +47,10 @@ std::vector<float> scaled_slopes(const ConstTensorView& slopes, float factor);
 struct TaskRun {
   const Problem& whole;
   const TaskMemory& memory;
-  ScoreTensors score;            // of the whole problem, as the caller gave them
-  ConstTensorView slopes;        // scaled_slopes
-  TensorView dbias;              // float32 sums, or absent
+  ScoreTensors score;      // of the whole problem, as the caller gave them
+  ConstTensorView slopes;  // scaled_slopes
+  TensorView dbias;        // float32 sums, or absent
+  int threads = 0;         // of the merges
   void* stream = nullptr;
 };
 

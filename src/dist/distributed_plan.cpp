@@ -191,7 +191,7 @@ struct DistributedPlan::State {
   }
 
   internal::TaskRun task_run(const ScoreTensors& score, void* stream) {
-    internal::TaskRun run{group.whole, memory, score, {}, {}, stream};
+    internal::TaskRun run{group.whole, memory, score, {}, {}, options.plan.threads, stream};
     if (!score.alibi_slopes.absent()) {
       const auto stride = options.layout == SequenceLayout::Kind::striped ? communicator.size() : 1;
       slopes = internal::scaled_slopes(score.alibi_slopes, static_cast<float>(stride));
@@ -239,8 +239,8 @@ RunReport DistributedPlan::State::forward(const ForwardTensors& tensors, void* s
   const internal::TaskRun run = task_run(tensors.score, stream);
   const auto compute = [&](int step, std::span<const std::byte> block, std::span<float> /*sum*/) {
     const int owner = engine.route().steps[static_cast<std::size_t>(step)].owner;
-    const internal::KeysBlock keys = internal::keys_block(const_cast<std::byte*>(block.data()), group.whole,
-                                                          group.key_layout.tokens(owner));
+    const internal::KeysBlock keys =
+        internal::keys_block(const_cast<std::byte*>(block.data()), group.whole, group.key_layout.tokens(owner));
     internal::run_tasks(steps[static_cast<std::size_t>(step)], run, tensors.q, as_const(keys), sum);
   };
   RunReport report = engine.run(compute, options.record_timeline, stream);
@@ -259,9 +259,9 @@ RunReport DistributedPlan::State::backward(const BackwardTensors& tensors, void*
 
   // Queries with dO, LSE and D are a block in either schedule; keys only where they travel.
   const bool queries_travel = group.queries_travel;
-  std::byte* queries_memory =
-      queries_travel ? engine.own_block().data()
-                     : kept.get() + local.batch * local.seq_q * group.token_bytes.query_gradients;
+  std::byte* queries_memory = queries_travel
+                                  ? engine.own_block().data()
+                                  : kept.get() + local.batch * local.seq_q * group.token_bytes.query_gradients;
   const internal::QueriesBlock own_queries = internal::queries_block(queries_memory, group.whole, local.seq_q);
   convert(tensors.lse, own_queries.lse);
   internal::negative_delta(tensors.dout, tensors.out, tensors.dlse, own_queries.minus_delta);
@@ -273,13 +273,12 @@ RunReport DistributedPlan::State::backward(const BackwardTensors& tensors, void*
     convert(tensors.v, own_keys.v);
   }
   // The gradients that stay.
-  const TensorView dq = queries_travel
-                            ? internal::query_gradients(reinterpret_cast<std::byte*>(engine.own_sum().data()),
-                                                        group.whole, local.seq_q)
-                            : internal::query_gradients(kept.get(), group.whole, local.seq_q);
-  const internal::KeysBlock dkeys =
-      internal::key_gradients(queries_travel ? kept.get() : reinterpret_cast<std::byte*>(engine.own_sum().data()),
-                              group.whole, local.seq_k);
+  const TensorView dq =
+      queries_travel
+          ? internal::query_gradients(reinterpret_cast<std::byte*>(engine.own_sum().data()), group.whole, local.seq_q)
+          : internal::query_gradients(kept.get(), group.whole, local.seq_q);
+  const internal::KeysBlock dkeys = internal::key_gradients(
+      queries_travel ? kept.get() : reinterpret_cast<std::byte*>(engine.own_sum().data()), group.whole, local.seq_k);
   if (queries_travel) {
     fill(dkeys.k, 0);
     fill(dkeys.v, 0);

@@ -66,7 +66,7 @@ struct Rank {
   Link node_link;
   Link network_link;
   bool ring_crosses_nodes = false;  // a flat ring over several nodes
-  double sum_arrives = 0;        // of this step's block, from the previous local rank
+  double sum_arrives = 0;           // of this step's block, from the previous local rank
   double node_block_arrives = 0;
   double collected_arrives = 0;
 
@@ -92,8 +92,7 @@ class Simulation {
       Rank& added = ranks_.emplace_back(group.route(rank), rates);
       added.ring_crosses_nodes = rank / ranks_per_node != added.route.next_local / ranks_per_node;
       for (const RouteStep& step : added.route.steps) {
-        const double flops =
-            pairs(group.parts(rank, step.owner)) * internal::flops_per_pair(group.whole, group.pass);
+        const double flops = pairs(group.parts(rank, step.owner)) * internal::flops_per_pair(group.whole, group.pass);
         const double seconds = step.computes ? flops / rates.flops_per_second + rates.step_seconds : 0;
         added.step_seconds.push_back(seconds);
         added.compute_seconds += seconds;
@@ -123,8 +122,7 @@ class Simulation {
     for (Rank& rank : ranks_) {
       const RouteStep& first = rank.route.steps[next];
       if (first.sends_block_to_node) {
-        at(rank.route.next_node).node_block_arrives =
-            rank.send_to_node(rank.clock, group_.block_bytes(first.owner));
+        at(rank.route.next_node).node_block_arrives = rank.send_to_node(rank.clock, group_.block_bytes(first.owner));
       }
     }
   }

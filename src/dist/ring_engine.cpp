@@ -101,8 +101,8 @@ class RingEngine::Pass {
       finish_outer(route.collects[static_cast<std::size_t>(outer)]);
     }
     if (route.home_from_node) {
-      Arrival home = receive(route.previous_node, kCollected, engine_.arriving_collected_, sum_bytes(route.rank),
-                             route.rank);
+      Arrival home =
+          receive(route.previous_node, kCollected, engine_.arriving_collected_, sum_bytes(route.rank), route.rank);
       await(home);
       add_sum(engine_.arriving_collected_, engine_.home_sum_, route.rank);
     }
@@ -144,8 +144,7 @@ class RingEngine::Pass {
       sent_block = send(route.next_local, kBlocks, block, block_bytes(step.owner));
     }
     if (step.receives_sum) {
-      sum_so_far =
-          receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(step.owner), step.owner);
+      sum_so_far = receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(step.owner), step.owner);
     }
     const Slot& sum = sum_slot(step);
     if (engine_.sums_ && (step.inner > 0 || step.outer > 0)) {
@@ -155,8 +154,7 @@ class RingEngine::Pass {
     }
     if (step.computes) {
       const double begin = recorder_.now();
-      compute_(index, {block.memory.get(), static_cast<std::size_t>(block_bytes(step.owner))},
-               floats(sum, step.owner));
+      compute_(index, {block.memory.get(), static_cast<std::size_t>(block_bytes(step.owner))}, floats(sum, step.owner));
       recorder_.computed(index, step.owner, begin);
     }
     if (sum_so_far.transfer.valid()) {
@@ -164,8 +162,7 @@ class RingEngine::Pass {
       add_sum(engine_.arriving_sum_, sum, step.owner);
     }
     if (step.sends_sum) {
-      sent_sums_[static_cast<std::size_t>(step.inner & 1)] =
-          send(route.next_local, kSums, sum, sum_bytes(step.owner));
+      sent_sums_[static_cast<std::size_t>(step.inner & 1)] = send(route.next_local, kSums, sum, sum_bytes(step.owner));
     }
     await(next_block);
     await(sent_block, step.owner);
@@ -175,8 +172,8 @@ class RingEngine::Pass {
     const Route& route = engine_.route_;
     const Slot& sum = route.rank == collect.owner ? engine_.home_sum_ : engine_.collected_sum_;
     if (collect.receives_sum) {
-      Arrival back = receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(collect.owner),
-                             collect.owner);
+      Arrival back =
+          receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(collect.owner), collect.owner);
       await(back);
       add_sum(engine_.arriving_sum_, sum, collect.owner);
     }

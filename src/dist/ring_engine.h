@@ -52,7 +52,7 @@ class RingEngine {
   std::int64_t memory_bytes_ = 0;
   bool sums_ = false;
   std::array<Slot, 2> inner_blocks_;
-  std::array<Slot, 2> node_blocks_;     // with several nodes: what inner step 0 works on
+  std::array<Slot, 2> node_blocks_;  // with several nodes: what inner step 0 works on
   std::array<Slot, 2> travelling_sums_;
   Slot arriving_sum_;
   Slot home_sum_;

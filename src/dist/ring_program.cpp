@@ -41,8 +41,8 @@ RingGroup::RingGroup(const Problem& problem, Pass pass_, int ranks, const Distri
         return !sub_problems(whole, query_layout, query_rank, key_layout, key_rank).empty();
       }) {
   const bool burst_sends_less = bytes_sent_by_all(true) < bytes_sent_by_all(false);
-  const bool burst = options.schedule == RingSchedule::burst ||
-                     (options.schedule != RingSchedule::ring && burst_sends_less);
+  const bool burst =
+      options.schedule == RingSchedule::burst || (options.schedule != RingSchedule::ring && burst_sends_less);
   const bool nested = options.schedule == RingSchedule::double_ring || topology.nodes > 1;
   schedule = nested ? RingSchedule::double_ring : burst ? RingSchedule::burst : RingSchedule::ring;
   queries_travel = burst && pass == Pass::backward;
@@ -64,7 +64,8 @@ std::int64_t RingGroup::bytes_sent_by_all(bool queries_would_travel) const {
   for (int rank = 0; rank < topology.ranks(); ++rank) {
     const RouteTokens sent = tokens_sent(route(rank, queries_would_travel, true),
                                          [&](int owner) { return whole.batch * layout.tokens(owner); });
-    bytes += (sent.blocks_in_node + sent.blocks_to_node) * (queries_would_travel ? token_bytes.queries : token_bytes.keys);
+    bytes +=
+        (sent.blocks_in_node + sent.blocks_to_node) * (queries_would_travel ? token_bytes.queries : token_bytes.keys);
     bytes += (sent.sums_in_node + sent.sums_to_node) *
              (queries_would_travel ? token_bytes.query_gradients : token_bytes.key_gradients);
   }

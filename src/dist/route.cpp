@@ -106,7 +106,7 @@ Route make_route(const Topology& topology, int rank, const Needs& needs, bool gr
     collect.owner = topology.rank(node - outer, local);
     if (gradients) {
       const Journey block = journey(collect.owner);
-    collect.receives_sum = block.has_sum(outer, last_inner);
+      collect.receives_sum = block.has_sum(outer, last_inner);
       collect.receives_collected = outer >= 2 && block.has_collected(outer - 1);
       collect.sends_collected = outer >= 1 && block.has_collected(outer);
     }

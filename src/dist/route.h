@@ -30,8 +30,7 @@ class Needs {
  public:
   Needs(int ranks, const std::function<bool(int rank, int owner)>& needs);
   bool operator()(int rank, int owner) const {
-    return needed_[static_cast<std::size_t>(rank) * static_cast<std::size_t>(ranks_) +
-                   static_cast<std::size_t>(owner)];
+    return needed_[static_cast<std::size_t>(rank) * static_cast<std::size_t>(ranks_) + static_cast<std::size_t>(owner)];
   }
 
  private:
@@ -44,13 +43,13 @@ class Needs {
 struct RouteStep {
   int outer = 0;
   int inner = 0;
-  int owner = 0;         // of the block that is worked on
+  int owner = 0;  // of the block that is worked on
   bool computes = false;
   // Blocks.
-  bool sends_block = false;           // this block to the next local rank
-  bool receives_block = false;        // the next step's block
-  int next_owner = 0;                 // of that one
-  bool sends_block_to_node = false;   // at inner step 0: this block to the next node
+  bool sends_block = false;             // this block to the next local rank
+  bool receives_block = false;          // the next step's block
+  int next_owner = 0;                   // of that one
+  bool sends_block_to_node = false;     // at inner step 0: this block to the next node
   bool receives_block_of_node = false;  // at inner step 0: the block of the next outer step's inner step 0
   int next_node_owner = 0;
   // Gradients.

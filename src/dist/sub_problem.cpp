@@ -100,9 +100,9 @@ std::optional<TileKind> coverage(const Problem& problem) {
   bool all_full = true;
   bool any = false;
   for (std::int64_t b = 0; b < sequences; ++b) {
-    const auto kind = problem.schedule(b, std::max<std::int64_t>(problem.seq_q, 1),
-                                       std::max<std::int64_t>(problem.seq_k, 1))
-                          .visit(0, 0);
+    const auto kind =
+        problem.schedule(b, std::max<std::int64_t>(problem.seq_q, 1), std::max<std::int64_t>(problem.seq_k, 1))
+            .visit(0, 0);
     any = any || kind.has_value();
     all_full = all_full && kind == TileKind::full;
   }
@@ -227,9 +227,10 @@ std::vector<SubProblem> sub_problems(const Problem& whole, const SequenceLayout&
 
 void require_distributable(const Problem& whole) {
   if (whole.ragged()) {
-    throw Error(ErrorCode::unsupported,
-                "cu_seqlens_q: a ragged problem is not spread over ranks; accepted: the same sequences packed into one, "
-                "with Mask::segments");
+    throw Error(
+        ErrorCode::unsupported,
+        "cu_seqlens_q: a ragged problem is not spread over ranks; accepted: the same sequences packed into one, "
+        "with Mask::segments");
   }
   if (whole.dtype == DType::float64) {
     throw Error(ErrorCode::unsupported, "dtype: float64; accepted over ranks: float32, bfloat16, float16");

@@ -105,7 +105,8 @@ void negative_delta(const ConstTensorView& dout, const ConstTensorView& out, con
         };
         double sum = dlse.absent() ? 0.0 : static_cast<double>(floats(dlse)[line(dlse)]);
         for (std::int64_t n = 0; n < dim; ++n) {
-          sum -= load_element(dout.data, dout.dtype, start(dout) + n) * load_element(out.data, out.dtype, start(out) + n);
+          sum -=
+              load_element(dout.data, dout.dtype, start(dout) + n) * load_element(out.data, out.dtype, start(out) + n);
         }
         floats(target)[line(target)] = static_cast<float>(sum);
       }
@@ -116,8 +117,8 @@ void negative_delta(const ConstTensorView& dout, const ConstTensorView& out, con
 void add_per_head(const TensorView& lines, const ConstTensorView& slopes, std::int64_t first_sequence, float factor) {
   for (std::int64_t b = 0; b < lines.shape[0]; ++b) {
     for (std::int64_t h = 0; h < lines.shape[1]; ++h) {
-      const std::int64_t at = slopes.rank == 2 ? (first_sequence + b) * slopes.strides[0] + h * slopes.strides[1]
-                                               : h * slopes.strides[0];
+      const std::int64_t at =
+          slopes.rank == 2 ? (first_sequence + b) * slopes.strides[0] + h * slopes.strides[1] : h * slopes.strides[0];
       const float amount = factor * floats(slopes)[at];
       float* line = floats(lines) + b * lines.strides[0] + h * lines.strides[1];
       for (std::int64_t i = 0; i < lines.shape[2]; ++i) {
@@ -136,9 +137,10 @@ void sink_gradient(const ConstTensorView& sinks, const ConstTensorView& lse, con
       for (std::int64_t i = 0; i < lse.shape[2]; ++i) {
         const float row = floats(lse)[b * lse.strides[0] + h * lse.strides[1] + i * lse.strides[2]];
         if (row != -std::numeric_limits<float>::infinity()) {
-          gradient += std::exp(sink - static_cast<double>(row)) *
-                      static_cast<double>(floats(minus_delta)[b * minus_delta.strides[0] + h * minus_delta.strides[1] +
-                                                              i * minus_delta.strides[2]]);
+          gradient +=
+              std::exp(sink - static_cast<double>(row)) *
+              static_cast<double>(floats(
+                  minus_delta)[b * minus_delta.strides[0] + h * minus_delta.strides[1] + i * minus_delta.strides[2]]);
         }
       }
     }

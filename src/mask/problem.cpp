@@ -121,9 +121,9 @@ void set_ragged(Problem& problem, std::vector<std::int64_t> cu_seqlens_q, std::v
 bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query,
                    std::int64_t key) {
   const std::int64_t position = key * dropout.key_stride + dropout.key_start;
-  const auto block =
-      internal::dropout_block(dropout.seed, batch + dropout.batch_start, head + dropout.head_start,
-                              query * dropout.query_stride + dropout.query_start, position >> 6, internal::dropout_lane(position));
+  const auto block = internal::dropout_block(dropout.seed, batch + dropout.batch_start, head + dropout.head_start,
+                                             query * dropout.query_stride + dropout.query_start, position >> 6,
+                                             internal::dropout_lane(position));
   return static_cast<int>(internal::dropout_byte(block, position)) >= dropout.threshold();
 }
 

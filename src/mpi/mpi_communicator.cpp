@@ -173,8 +173,8 @@ class Progress {
   void cancel(const Operation& operation) {
     std::unique_lock lock(mutex_);
     if (!operation.done) {
-      fail("rank " + std::to_string(rank_) + " failed: it took a transfer with rank " +
-           std::to_string(operation.peer) + " back");
+      fail("rank " + std::to_string(rank_) + " failed: it took a transfer with rank " + std::to_string(operation.peer) +
+           " back");
     }
     finished_.wait(lock, [&] { return operation.done || ended_; });
   }
@@ -193,7 +193,9 @@ class Progress {
   Clock::duration interval() const {
     return std::clamp<Clock::duration>(timeout_ / 16, std::chrono::milliseconds(5), std::chrono::seconds(1));
   }
-  Clock::duration leaving_grace() const { return std::max<Clock::duration>(interval(), std::chrono::milliseconds(100)); }
+  Clock::duration leaving_grace() const {
+    return std::max<Clock::duration>(interval(), std::chrono::milliseconds(100));
+  }
 
   void require_sound() const {
     if (failure_) {
@@ -305,8 +307,8 @@ class Progress {
 
   bool test(Operation& operation) {
     int all = 0;
-    const int status = MPI_Testall(static_cast<int>(operation.requests.size()), operation.requests.data(), &all,
-                                   MPI_STATUSES_IGNORE);
+    const int status =
+        MPI_Testall(static_cast<int>(operation.requests.size()), operation.requests.data(), &all, MPI_STATUSES_IGNORE);
     if (status != MPI_SUCCESS) {
       throw Error(ErrorCode::peer, "the transfer with rank " + std::to_string(operation.peer) + " of " +
                                        std::to_string(operation.bytes) + " bytes failed in MPI");
@@ -469,6 +471,7 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string name() const override { return "mpi"; }
+
  protected:
   void spread(const std::string& failure) noexcept override { progress_->spread(failure); }
   std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,

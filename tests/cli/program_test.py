@@ -323,7 +323,9 @@ class Ranks(ProgramTest):
         figures = self.folder / "plan.json"
         flags = ("--gpus", 8, "--nodes", 2, "--seq", "16K", "--mask", "causal", "--rate", 500)
         output = self.succeeds("plan", *flags, "--json", figures)
-        self.assertRegex(output, r"forward: \w+ with the (zigzag|striped) layout, .*; (compute|node link|network) binds")
+        self.assertRegex(
+            output, r"forward: \w+ with the (zigzag|striped) layout, .*; (compute|node link|network) binds"
+        )
         rows = json.loads(figures.read_text())["predictions"]
         self.assertEqual({row["schedule"] for row in rows}, {"ring", "burst", "double_ring"})
         self.assertIn("network binds", self.succeeds("plan", *flags, "--network", 0.01))

@@ -30,7 +30,8 @@ void PrintTo(const Case& row, std::ostream* out) { *out << row.problem.describe(
 Segments documents(std::int64_t batch, std::int64_t queries, std::int64_t keys) {
   Segments segments;
   for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t i = 0; i < queries; ++i) segments.query.push_back(static_cast<std::int32_t>(i * (b + 2) / queries));
+    for (std::int64_t i = 0; i < queries; ++i)
+      segments.query.push_back(static_cast<std::int32_t>(i * (b + 2) / queries));
     for (std::int64_t j = 0; j < keys; ++j) segments.key.push_back(static_cast<std::int32_t>(j * (b + 2) / keys));
   }
   return segments;
@@ -132,7 +133,8 @@ TEST_P(Ring, EqualsOneDevice) {
   ProblemTensors tensors(GetParam().problem, GetParam().tensors);
   const Outputs expected = of_the_oracle(tensors);
   // Sums of a few numbers of either sign cancel: the contract allows them five times as much.
-  const double allowed = GetParam().problem.sinks || GetParam().problem.bias_shape ? 5 * kFloat32Allowed : kFloat32Allowed;
+  const double allowed =
+      GetParam().problem.sinks || GetParam().problem.bias_shape ? 5 * kFloat32Allowed : kFloat32Allowed;
   for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
     for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst}) {
       for (const int ranks : {1, 2, 3, 5, 8}) {

@@ -20,7 +20,8 @@ using Kind = SequenceLayout::Kind;
 Segments documents(std::int64_t batch, std::int64_t queries, std::int64_t keys) {
   Segments segments;
   for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t i = 0; i < queries; ++i) segments.query.push_back(static_cast<std::int32_t>(i * (b + 3) / queries));
+    for (std::int64_t i = 0; i < queries; ++i)
+      segments.query.push_back(static_cast<std::int32_t>(i * (b + 3) / queries));
     for (std::int64_t j = 0; j < keys; ++j) segments.key.push_back(static_cast<std::int32_t>(j * (b + 3) / keys));
   }
   return segments;
@@ -91,8 +92,8 @@ void expect_the_whole(const Problem& whole, Kind kind, int ranks) {
             for (std::int64_t j = 0; j < span.keys; ++j) {
               if (!test::attends(problem.mask, sequence, i, j)) continue;
               ++pairs;
-              Found& pair = found[at(part.batch_begin + b, part.query_positions.position(i),
-                                     part.key_positions.position(j))];
+              Found& pair =
+                  found[at(part.batch_begin + b, part.query_positions.position(i), part.key_positions.position(j))];
               ++pair.times;
               pair.distance = static_cast<double>(part.slope_factor) * std::abs(static_cast<double>(i + diagonal - j)) +
                               static_cast<double>(part.distance_shift);

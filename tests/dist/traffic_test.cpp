@@ -78,8 +78,8 @@ TEST(Traffic, IsTheFormulas) {
         const std::int64_t hops = problem.batch * kTokens / ranks * (ranks - 1);
         const auto expect = [&](Pass pass, RingSchedule schedule, std::int64_t bytes, int ranks_per_node = 0) {
           for (const Sent& rank : sent(problem, pass, ranks, with(schedule, Kind::zigzag, ranks_per_node))) {
-            EXPECT_EQ(rank.counted, bytes * hops) << pass_name(pass) << " " << schedule_name(schedule) << " over "
-                                                  << ranks << ": " << problem.describe();
+            EXPECT_EQ(rank.counted, bytes * hops)
+                << pass_name(pass) << " " << schedule_name(schedule) << " over " << ranks << ": " << problem.describe();
             EXPECT_EQ(rank.planned, rank.counted);
           }
         };
@@ -89,7 +89,8 @@ TEST(Traffic, IsTheFormulas) {
         expect(Pass::backward, RingSchedule::burst, burst_backward(problem));
         expect(Pass::backward, RingSchedule::automatic, std::min(ring_backward(problem), burst_backward(problem)));
         if (ranks % 2 == 0) {
-          expect(Pass::backward, RingSchedule::double_ring, std::min(ring_backward(problem), burst_backward(problem)), 2);
+          expect(Pass::backward, RingSchedule::double_ring, std::min(ring_backward(problem), burst_backward(problem)),
+                 2);
         }
       }
     }
@@ -165,7 +166,8 @@ TEST(Balance, CausalWorkIsEven) {
   for (const Kind layout : {Kind::zigzag, Kind::striped}) {
     std::int64_t least = std::numeric_limits<std::int64_t>::max();
     std::int64_t most = 0;
-    for (const DistributedFacts& facts : distributed_facts(problem, Pass::forward, 8, with(RingSchedule::ring, layout))) {
+    for (const DistributedFacts& facts :
+         distributed_facts(problem, Pass::forward, 8, with(RingSchedule::ring, layout))) {
       const std::int64_t visited = facts.tiles.full + facts.tiles.partial;
       least = std::min(least, visited);
       most = std::max(most, visited);

@@ -56,7 +56,8 @@ int equality(Communicator& communicator) {
     for (std::size_t n = 0; n < found.size(); ++n) {
       const double error = test::relative_error(found[n].values, expected[n].values);
       if (!(error <= kAllowed)) {
-        std::printf("%s of %s: error %.2e\n", found[n].name.c_str(), std::string(schedule_name(schedule)).c_str(), error);
+        std::printf("%s of %s: error %.2e\n", found[n].name.c_str(), std::string(schedule_name(schedule)).c_str(),
+                    error);
         return 1;
       }
     }

@@ -63,6 +63,12 @@ TEST(Merge, AnEmptyPartChangesNothing) {
   }
 }
 
+TEST(Merge, InfinitiesStay) {
+  const Row merged = merge_rows({{kInf, 1.0F}, 0.5F}, {{2.0F, -kInf}, 0.25F});
+  EXPECT_EQ(merged.out, (std::array<float, 2>{kInf, -kInf}));
+  EXPECT_TRUE(std::isnan(merge_rows({{kInf, 1.0F}, 0.5F}, {{-kInf, 1.0F}, 0.25F}).out[0]));
+}
+
 TEST(Merge, TwoEmptyPartsAreEmpty) {
   const Row empty{{0.0F, 0.0F}, -kInf};
   const Row merged = merge_rows(empty, empty);
