@@ -89,7 +89,7 @@ std::vector<DistributedFacts> distributed_facts(const Problem& whole, Pass pass,
 //
 // `whole` is the whole problem, the same on every rank: seq_q, seq_k, the mask's segments, key_lengths and dropout's
 // positions are those of the whole sequences. Every feature of Problem is there but the ragged layout (pack the sequences
-// with Mask::segments) and float64.
+// with Mask::segments), block masks and float64.
 //
 // Tensors of a rank: tokens are those that SequenceLayout gives it, of seq_q for q, out, lse, dout, dlse, dq and of seq_k for
 // k, v, dk, dv. Bias, slopes and sinks are those of the whole problem on every rank. dbias, as large as the bias, and dsinks

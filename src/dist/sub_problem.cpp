@@ -232,6 +232,10 @@ void require_distributable(const Problem& whole) {
         "cu_seqlens_q: a ragged problem is not spread over ranks; accepted: the same sequences packed into one, "
         "with Mask::segments");
   }
+  if (whole.mask.has_blocks()) {
+    throw Error(ErrorCode::unsupported,
+                "mask: a block mask is not spread over ranks; accepted: bands, segments and their intersections");
+  }
   if (whole.dtype == DType::float64) {
     throw Error(ErrorCode::unsupported, "dtype: float64; accepted over ranks: float32, bfloat16, float16");
   }

@@ -161,6 +161,9 @@ TEST(SubProblems, WhatCannotBeSpreadIsRefused) {
   set_ragged(problem, {0, 3, 5}, {0, 3, 5});
   test::expect_error(ErrorCode::unsupported, {"cu_seqlens_q", "Mask::segments"},
                      [&] { internal::require_distributable(problem); });
+  Problem blocks;
+  blocks.mask = Mask::blocks(block_patterns::local({64, 64, 16, 16}, 1));
+  test::expect_error(ErrorCode::unsupported, {"mask", "block mask"}, [&] { internal::require_distributable(blocks); });
   Problem doubles;
   doubles.dtype = DType::float64;
   test::expect_error(ErrorCode::unsupported, {"dtype", "float64"}, [&] { internal::require_distributable(doubles); });
