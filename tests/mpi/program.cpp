@@ -103,7 +103,7 @@ int fault(Communicator& communicator, const std::string& kind) {
       if (run == 10 && communicator.rank() == kFaulty) {
         if (kind == "kill") ::raise(SIGKILL);
         if (kind == "stop") ::raise(SIGSTOP);
-        if (kind == "sleep") std::this_thread::sleep_for(8s);
+        if (kind == "sleep") std::this_thread::sleep_for(12s);
         if (kind == "leave") return 0;
         if (kind == "shape") tensors.k.shape[1] -= 1;
       }
@@ -122,7 +122,7 @@ int run(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
   const std::string argument = argc > 2 ? argv[2] : "";
   MpiOptions options;
-  if (name == "fault") options.communicator.timeout = 1500ms;
+  if (name == "fault") options.communicator.timeout = 4s;
   const auto communicator = mpi_communicator(options);
   const int status = name == "equality"   ? equality(*communicator)
                      : name == "messages" ? messages(*communicator, std::stoul(argument))
