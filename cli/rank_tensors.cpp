@@ -106,7 +106,9 @@ void RankTensors::collect(Communicator& communicator, Pass pass, const ProblemTe
     std::vector<double> sum(longest, 0.0);
     for (int rank = 0; rank < communicator.size(); ++rank) {
       std::vector<double> values(longest);
-      std::memcpy(values.data(), all[static_cast<std::size_t>(rank)].data(), longest * sizeof(double));
+      if (longest > 0) {
+        std::memcpy(values.data(), all[static_cast<std::size_t>(rank)].data(), longest * sizeof(double));
+      }
       auto next = values.begin();
       if (output.layout != nullptr) {
         HostTensor part = part_of(*output.whole, *output.layout, rank, output.axis);

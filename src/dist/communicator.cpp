@@ -76,6 +76,7 @@ void run_local_ranks(int ranks, const std::function<void(Communicator&)>& body, 
   auto communicators = local_communicators(ranks, options);
   std::vector<std::exception_ptr> errors(communicators.size());
   std::vector<std::thread> threads;
+  threads.reserve(communicators.size());
   for (std::size_t rank = 0; rank < communicators.size(); ++rank) {
     threads.emplace_back([&, rank] {
       const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);

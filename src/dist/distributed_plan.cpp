@@ -108,6 +108,7 @@ void check_dbias(const Problem& whole, const TensorView& dbias) {
 
 std::vector<Tasks> make_all_tasks(const RingGroup& group, const internal::Route& route, const PlanOptions& options) {
   std::vector<Tasks> steps;
+  steps.reserve(route.steps.size());
   for (const internal::RouteStep& step : route.steps) {
     steps.push_back(internal::make_tasks(group.parts(route.rank, step.owner), group.pass, options));
   }
@@ -152,6 +153,7 @@ std::vector<DistributedFacts> distributed_facts(const Problem& whole, Pass pass,
                                                 const DistributedOptions& options) {
   const RingGroup group(whole, pass, ranks, options);
   std::vector<DistributedFacts> all;
+  all.reserve(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
     all.push_back(group.facts(rank));
   }

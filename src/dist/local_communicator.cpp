@@ -5,7 +5,6 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <tuple>
 
 #include "core/fail.h"
@@ -44,17 +43,17 @@ struct World {
   std::map<std::tuple<int, int, int>, Lane> lanes;
   std::vector<int> waiting_for;  // for each rank, the peer whose message it waits for, or -1
   std::vector<bool> left;
-  std::optional<std::string> failure;
+  std::string failure;  // empty while there is none
 
   void fail(const std::string& text) {
-    if (!failure) {
+    if (failure.empty()) {
       failure = text;
     }
     changed.notify_all();
   }
   void require_sound() const {
-    if (failure) {
-      throw Error(ErrorCode::peer, *failure);
+    if (!failure.empty()) {
+      throw Error(ErrorCode::peer, failure);
     }
   }
   // The rank that holds up `rank`: the end of the chain of those that wait for each other.
@@ -95,11 +94,11 @@ class LocalTransfer final : public PendingTransfer {
       if (end_.state == End::State::posted && world_->left[static_cast<std::size_t>(end_.peer)]) {
         world_->fail("rank " + std::to_string(end_.peer) + " left before its work was done");
       }
-      if (world_->failure) {
+      if (!world_->failure.empty()) {
         break;
       }
       const bool late = world_->changed.wait_until(lock, deadline) == std::cv_status::timeout;
-      if (late && end_.state != End::State::done && !world_->failure) {
+      if (late && end_.state != End::State::done && world_->failure.empty()) {
         world_->fail("rank " + std::to_string(world_->culprit(rank_)) + " was silent for " +
                      internal::to_text(std::chrono::duration<double>(world_->options.timeout).count()) +
                      " s, as rank " + std::to_string(rank_) + " found");
@@ -176,7 +175,7 @@ class LocalCommunicator final : public Communicator {
                    std::to_string(sends ? other.bytes : end.bytes));
       lock.unlock();  // the handle locks when it goes
       transfer.reset();
-      throw Error(ErrorCode::peer, *world_->failure);
+      throw Error(ErrorCode::peer, world_->failure);
     }
     others.pop_front();
     End& mine = transfer->end();
@@ -207,6 +206,7 @@ std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, const 
   }
   const auto world = std::make_shared<World>(ranks, options);
   std::vector<std::unique_ptr<Communicator>> all;
+  all.reserve(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
     all.push_back(std::make_unique<LocalCommunicator>(world, rank));
   }

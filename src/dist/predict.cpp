@@ -52,7 +52,8 @@ double pairs(const std::vector<internal::SubProblem>& parts) {
         }
       }
     }
-    total += pairs * static_cast<double>(problem.heads_q * (problem.batch / schedules));
+    const std::int64_t times = alike ? problem.heads_q * problem.batch : problem.heads_q;
+    total += pairs * static_cast<double>(times);
   }
   return total;
 }

@@ -18,7 +18,7 @@ Topology topology_of(int ranks, const DistributedOptions& options) {
   return flat ? Topology{1, ranks} : Topology{ranks / locals, locals};
 }
 
-const Problem& checked(const Problem& whole, int ranks, const DistributedOptions& options) {
+Problem checked(const Problem& whole, int ranks, const DistributedOptions& options) {
   validate(whole);
   require_distributable(whole);
   if (options.ranks != 0 && options.ranks != ranks) {

@@ -12,7 +12,7 @@ namespace tessera::internal {
 
 // What all ranks have in common. Throws Error for a problem or options that cannot be.
 struct RingGroup {
-  RingGroup(const Problem& whole, Pass pass, int ranks, const DistributedOptions& options);
+  RingGroup(const Problem& problem, Pass pass_, int ranks, const DistributedOptions& options);
 
   Problem whole;
   Pass pass;

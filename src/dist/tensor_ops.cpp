@@ -15,7 +15,8 @@ namespace {
 struct Walk {
   explicit Walk(const ConstTensorView& view) {
     for (int axis = 0; axis < view.rank; ++axis) {
-      shape[static_cast<std::size_t>(kMaxRank - view.rank + axis)] = view.shape[static_cast<std::size_t>(axis)];
+      const int own = kMaxRank - view.rank + axis;
+      shape[static_cast<std::size_t>(own)] = view.shape[static_cast<std::size_t>(axis)];
     }
   }
   std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};

@@ -9,7 +9,6 @@
 #include <limits>
 #include <list>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 
@@ -134,7 +133,7 @@ class Progress {
     }
     changed_.notify_all();
     thread_.join();
-    return !failure_;
+    return failure_.empty();
   }
 
   void add(const std::shared_ptr<Operation>& operation) {
@@ -148,15 +147,16 @@ class Progress {
     std::unique_lock lock(mutex_);
     const auto deadline = Clock::now() + timeout_;
     waiting_for_ = operation.peer;
-    while (!operation.done && !failure_) {
+    while (!operation.done && failure_.empty()) {
       if (peers_[static_cast<std::size_t>(operation.peer)].left) {
         // What it sent before it left may still arrive.
-        if (finished_.wait_for(lock, leaving_grace()) == std::cv_status::timeout && !operation.done && !failure_) {
+        if (finished_.wait_for(lock, leaving_grace()) == std::cv_status::timeout && !operation.done &&
+            failure_.empty()) {
           fail("rank " + std::to_string(operation.peer) + " left before its work was done");
         }
         continue;
       }
-      if (finished_.wait_until(lock, deadline) == std::cv_status::timeout && !operation.done && !failure_) {
+      if (finished_.wait_until(lock, deadline) == std::cv_status::timeout && !operation.done && failure_.empty()) {
         fail("rank " + std::to_string(culprit()) + " was silent for " +
              internal::to_text(std::chrono::duration<double>(timeout_).count()) + " s, as rank " +
              std::to_string(rank_) + " found");
@@ -198,13 +198,13 @@ class Progress {
   }
 
   void require_sound() const {
-    if (failure_) {
-      throw Error(ErrorCode::peer, *failure_);
+    if (!failure_.empty()) {
+      throw Error(ErrorCode::peer, failure_);
     }
   }
 
   void fail(const std::string& text) {
-    if (!failure_) {
+    if (failure_.empty()) {
       failure_ = text;
       failure_is_news_ = true;
     }
@@ -272,7 +272,7 @@ class Progress {
                        : waiting_for_ >= 0 ? std::chrono::microseconds(20)
                                            : std::chrono::microseconds(200);
     changed_.wait_for(lock, pause, [&] { return !queue_.empty() || stopping_ || failure_is_news_; });
-    return {std::exchange(queue_, {}), waiting_for_, stopping_, failure_.has_value()};
+    return {std::exchange(queue_, {}), waiting_for_, stopping_, !failure_.empty()};
   }
 
   void post(const std::deque<std::shared_ptr<Operation>>& operations) {
@@ -335,7 +335,7 @@ class Progress {
       peer.waiting_for = incoming_.waiting_for;
       if (incoming_.kind == Control::Kind::goodbye) {
         peer.left = true;
-      } else if (incoming_.kind == Control::Kind::failure && !failure_) {
+      } else if (incoming_.kind == Control::Kind::failure && failure_.empty()) {
         failure_ = incoming_.text.data();
       }
       finished_.notify_all();
@@ -362,8 +362,8 @@ class Progress {
   // The others may depend on MPI being called here for a moment more.
   void spread_failure() {
     Control control{Control::Kind::failure, -1, {}};
-    const std::size_t length = std::min(failure_->size(), control.text.size() - 1);
-    std::memcpy(control.text.data(), failure_->data(), length);
+    const std::size_t length = std::min(failure_.size(), control.text.size() - 1);
+    std::memcpy(control.text.data(), failure_.data(), length);
     if (failure_is_news_) {
       say(control);
     }
@@ -383,7 +383,7 @@ class Progress {
   // Everybody's goodbye: nobody ends MPI before all have stopped to use it.
   void drain() {
     bool all_left = false;
-    while (!(all_left && all_said()) && !failure_) {
+    while (!(all_left && all_said()) && failure_.empty()) {
       hear();
       all_left = true;
       for (int rank = 0; rank < size_; ++rank) {
@@ -417,7 +417,7 @@ class Progress {
   bool stopping_ = false;
   bool ended_ = false;
   bool failure_is_news_ = false;
-  std::optional<std::string> failure_;
+  std::string failure_;  // empty while there is none
 
   // The thread's own.
   std::list<std::shared_ptr<Operation>> active_;
@@ -458,7 +458,7 @@ class MpiCommunicator final : public Communicator {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
-    progress_.emplace(comm_, rank_, size_, options.communicator.timeout);
+    progress_ = std::make_unique<Progress>(comm_, rank_, size_, options.communicator.timeout);
   }
   ~MpiCommunicator() override {
     if (progress_->stop()) {
@@ -500,7 +500,7 @@ class MpiCommunicator final : public Communicator {
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
-  std::optional<Progress> progress_;
+  std::unique_ptr<Progress> progress_;
 };
 
 }  // namespace
