@@ -1,6 +1,7 @@
 // Attention over ranks equals attention on one device, for every feature, layout, schedule and number of ranks.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -137,7 +138,8 @@ TEST_P(Ring, EqualsOneDevice) {
       GetParam().problem.sinks || GetParam().problem.bias_shape ? 5 * kFloat32Allowed : kFloat32Allowed;
   for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
     for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst}) {
-      for (const int ranks : {1, 2, 3, 5, 8}) {
+      const bool ring = schedule == RingSchedule::ring;
+      for (const int ranks : ring ? std::array{1, 4, 7} : std::array{2, 5, 8}) {
         SCOPED_TRACE(std::string(layout_name(layout)) + " " + std::string(schedule_name(schedule)) + " over " +
                      std::to_string(ranks));
         expect_near(over_ranks(tensors, ranks, with(schedule, layout)), expected, allowed);
