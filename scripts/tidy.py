@@ -57,8 +57,8 @@ def check(path: pathlib.Path, command: dict, build: pathlib.Path, cache: pathlib
     key = digest(command, salt)
     if key is not None and (cache / key).exists():
         return True, ""
-    # The commands are GCC's: Clang does not know some warnings, and its own are not asked for here. The added headers come
-    # last.
+    # The commands are GCC's: Clang does not know some of its warnings, and Clang's own are not asked for here.
+    # The added headers come last.
     extra = ["-Wno-unknown-warning-option", "-Wno-error", "-idirafter", clang_headers()]
     run = subprocess.run(
         ["clang-tidy", "-p", str(build), "--quiet", *(f"--extra-arg={word}" for word in extra), str(path)],

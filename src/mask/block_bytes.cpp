@@ -112,6 +112,7 @@ BlockPattern read_pattern(Reader& reader, const BlockGrid& grid) {
   }
   reader.require(offsets.back());
   std::vector<std::int64_t> kept;
+  kept.reserve(static_cast<std::size_t>(offsets.back()));
   for (std::int64_t n = 0; n < offsets.back(); ++n) {
     kept.push_back(reader.count("block"));
   }

@@ -47,9 +47,10 @@ Mask Mask::operator&(const Mask& other) const {
   result.right_ = std::min(right_, other.right_);
   result.alignment_ = has_band() ? alignment_ : other.alignment_;
   result.segments_ = has_segments() ? segments_ : other.segments_;
-  result.blocks_ = has_blocks() && other.has_blocks() ? *blocks_ & *other.blocks_
-                   : has_blocks()                     ? blocks_
-                                                      : other.blocks_;
+  result.blocks_ = blocks_ ? blocks_ : other.blocks_;
+  if (blocks_ && other.blocks_) {
+    result.blocks_ = *blocks_ & *other.blocks_;
+  }
   return result;
 }
 
