@@ -18,6 +18,7 @@ run_tests() {
 }
 
 set -- dev asan-ubsan tsan
+thread_tests=(tessera_thread_tests tessera_unit_tests tessera_dist_tests tessera_workspace_pool_tests)
 stage "set-up" scripts/setup.sh test || exit 1
 if stage "build: dev" configure_and_build dev all; then
   stage "lint" scripts/lint.sh build/dev || true
@@ -26,8 +27,8 @@ fi
 if stage "build: asan-ubsan" configure_and_build asan-ubsan all; then
   stage "tests and fuzzers: asan-ubsan" run_tests asan-ubsan -LE 'slow|gpu|threads' || true
 fi
-if stage "build: tsan" configure_and_build tsan tessera_thread_tests tessera_unit_tests; then
-  stage "tests: tsan" run_tests tsan -L 'threads|unit' || true
+if stage "build: tsan" configure_and_build tsan "${thread_tests[@]}"; then
+  stage "tests: tsan" run_tests tsan -L 'threads|unit|dist' || true
 fi
 
 stage_table
