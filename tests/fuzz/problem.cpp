@@ -111,10 +111,13 @@ bool tiny(const Problem& problem) {
          problem.batch * problem.heads_q * problem.seq_q * problem.seq_k <= kMostWork;
 }
 
-// Scales and caps that leave float32 room for the exponents are compared; others have to run without a fault.
+// Scales and caps that leave float32 room for the exponents, of scores and of gradients, are compared; others have to run without a fault.
 bool comparable(const Problem& problem) {
   const float scale = std::abs(problem.softmax_scale());
-  return problem.dtype != DType::float64 && scale <= 1.0F &&
+  const bool ordinary_scale = scale == 0.0F || (scale >= 1e-3F && scale <= 1.0F);
+  const Alignment& alignment = problem.mask.alignment();  // ALiBi's distances are differences of positions
+  const bool near = alignment.kind != Alignment::Kind::at || (alignment.diagonal > -1000 && alignment.diagonal < 1000);
+  return problem.dtype != DType::float64 && ordinary_scale && (near || !problem.alibi) &&
          (problem.softcap == 0.0F || (problem.softcap > 0.1F && problem.softcap < 100.0F));
 }
 
