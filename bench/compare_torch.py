@@ -1,27 +1,34 @@
-"""Tessera beside torch's scaled_dot_product_attention: the same tensors, the same threads, one process.
+"""Tessera beside torch's scaled_dot_product_attention: the same tensors, the same device, one process.
 
-Both read [batch, seq, heads, dim] tensors of random normal numbers (torch through a transposed view, which its flash
-kernel takes as it lies), allocate their outputs in every call, and take turns; the medians are compared. torch is held
-to its flash kernel. The forward pass is timed without gradients; the backward pass is timed alone, as autograd.grad of
-a retained graph against tessera.backward with out and lse given. Every timed result is checked in the same run, in two
-ways: all of it against the other library's, and two heads of it against torch in the next wider dtype, where Tessera's
-error must be at most twice torch's plus one rounding. The exit status is 1 if a result disagrees, 2 if a library is
-missing.
+On the CPU, both read [batch, seq, heads, dim] tensors of random normal numbers (torch through a transposed view, which
+its flash kernel takes as it lies), allocate their outputs in every call, and take turns; the medians are compared.
+torch is held to its flash kernel. The forward pass is timed without gradients; the backward pass is timed alone, as
+autograd.grad of a retained graph against tessera.backward with out and lse given. Every timed result is checked in the
+same run, in two ways: all of it against the other library's, and two heads of it against torch in the next wider dtype,
+where Tessera's error must be at most twice torch's plus one rounding.
+
+On a GPU, the same, against torch's backends one by one: cuDNN, FlashAttention-2 and, where its score matrix is not
+above 4 GiB, the standard algorithm. Each call is timed on the device, between two events, with the host far enough
+ahead (or, with --method graph, without the host); each round has a short batch of every library, in turning order.
+Errors are against float32. FLOPs are 4 batch heads seq^2 dim forward, half of it if causal, and 2.5 times that
+backward. The rates of a plain matrix product and of a copy are measured in the same run.
+
+The exit status is 1 if a result disagrees or Tessera does not compute a case, 2 if a library or the device is missing.
 
     PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --deterministic both --json compare.json
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import itertools
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,39 +43,25 @@ def missing(what: str, remedy: str) -> int:
 
 try:
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
+    from torch.nn.attention import SDPBackend
 except ImportError:
     sys.exit(missing("torch", f"pip install torch=={TORCH_VERSION}"))
 try:
     import tessera
+    from compare import cuda
+    from compare.cases import (
+        APART,
+        ROUNDING,
+        Case,
+        Tensors,
+        apart,
+        error_of_heads,
+        exact,
+        torch_attention,
+        torch_leaves,
+    )
 except ImportError:
     sys.exit(missing("tessera", "build it (cmake --preset release && cmake --build build/release) and set PYTHONPATH"))
-
-# Of one rounding to the dtype, and of the two libraries' whole results from each other: both relative.
-ROUNDING = {"float32": 1e-6, "bfloat16": 2.0**-8}
-APART = {"float32": 2e-5, "bfloat16": 4e-2}
-WIDER = {"float32": torch.float64, "bfloat16": torch.float32}
-
-Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    dtype: str
-    dim: int
-    seq: int
-    causal: bool
-    batch: int
-    heads: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.dtype}-d{self.dim}-n{self.seq}-{'causal' if self.causal else 'dense'}"
-
-    def flops(self, backward: bool) -> float:
-        pairs = self.seq * (self.seq + 1) / 2 if self.causal else self.seq**2
-        return (10 if backward else 4) * self.dim * pairs * self.batch * self.heads
 
 
 class CpuDevice:
@@ -101,35 +94,22 @@ class CpuDevice:
         return time.perf_counter() - start
 
 
-DEVICES = {CpuDevice.name: CpuDevice}
-
-
-def torch_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-
-def torch_leaves(tensors: Sequence[torch.Tensor]) -> Tensors:
-    """[batch, heads, seq, dim] views of [batch, seq, heads, dim] tensors, each a leaf of the graph."""
-    return tuple(x.detach().transpose(1, 2).requires_grad_() for x in tensors)
-
-
 class Inputs:
     """The tensors of one case and the four timed calls, which return (out,) or (dq, dk, dv) shaped as the inputs."""
 
     def __init__(self, case: Case, device: CpuDevice):
         torch.manual_seed(case.seq * 2 + case.causal)
-        shape = (case.batch, case.seq, case.heads, case.dim)
         self.case = case
-        self.tensors = tuple(torch.randn(shape).to(device.name, getattr(torch, case.dtype)) for _ in range(4))
+        self.tensors = tuple(torch.randn(case.shape).to(device.name, getattr(torch, case.dtype)) for _ in range(4))
         self.options = {"causal": case.causal, "threads": device.threads}
         self.leaves = torch_leaves(self.tensors[:3])
-        self.graph = torch_forward(*self.leaves, case.causal)
+        self.graph = torch_attention(*self.leaves, case.causal, SDPBackend.FLASH_ATTENTION)
         self.state = tessera.forward(*self.tensors[:3], **self.options)
 
     def torch_forward(self) -> Tensors:
         with torch.no_grad():
-            return (torch_forward(*self.leaves, self.case.causal).transpose(1, 2),)
+            out = torch_attention(*self.leaves, self.case.causal, SDPBackend.FLASH_ATTENTION)
+        return (out.transpose(1, 2),)
 
     def torch_backward(self) -> Tensors:
         dout = self.tensors[3].transpose(1, 2)
@@ -142,25 +122,6 @@ class Inputs:
     def tessera_backward(self) -> Tensors:
         q, k, v, dout = self.tensors
         return tuple(tessera.backward(dout, q, k, v, *self.state, **self.options)[:3])
-
-    def heads(self) -> list[tuple[slice, slice]]:
-        """The two (batch, head) pairs that are checked in a wider dtype."""
-        last_batch, last_head = self.case.batch - 1, self.case.heads - 1
-        return [(slice(0, 1), slice(0, 1)), (slice(last_batch, last_batch + 1), slice(last_head, last_head + 1))]
-
-    def exact(self, backward: bool) -> list[Tensors]:
-        results = []
-        for batch, head in self.heads():
-            wide = [x[batch, :, head].to(WIDER[self.case.dtype]) for x in self.tensors]
-            leaves = torch_leaves(wide[:3])
-            out = torch_forward(*leaves, self.case.causal)
-            tensors = torch.autograd.grad(out, leaves, wide[3].transpose(1, 2)) if backward else (out.detach(),)
-            results.append(tuple(x.transpose(1, 2) for x in tensors))
-        return results
-
-
-def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((x.double() - reference.double()).norm() / reference.double().norm())
 
 
 @dataclass
@@ -176,12 +137,9 @@ class Errors:
 
 
 def compare_results(inputs: Inputs, backward: bool, ours: Tensors, theirs: Tensors) -> Errors:
-    errors = Errors(0.0, 0.0, max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)))
-    for (batch, head), exact in zip(inputs.heads(), inputs.exact(backward), strict=True):
-        for a, b, e in zip(ours, theirs, exact, strict=True):
-            errors.tessera = max(errors.tessera, relative_error(a[batch, :, head], e))
-            errors.torch = max(errors.torch, relative_error(b[batch, :, head], e))
-    return errors
+    expected = exact(inputs.case, inputs.tensors, backward, SDPBackend.FLASH_ATTENTION)
+    errors = (error_of_heads(inputs.case, results, expected) for results in (ours, theirs))
+    return Errors(*errors, apart(ours, theirs))
 
 
 def run_pass(inputs: Inputs, device: CpuDevice, backward: bool, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -266,32 +224,49 @@ def make_cases(arguments: argparse.Namespace, threads: int) -> list[Case]:
     heads = arguments.heads or threads * math.ceil(4 / threads)
     cases = [
         Case(dtype, dim, seq, causal, max(1, arguments.tokens // seq), heads)
-        for dtype, dim, causal, seq in itertools.product(("float32", "bfloat16"), (64, 128), (False, True), lengths)
+        for dtype, dim, causal, seq in itertools.product(arguments.dtypes, (64, 128), (False, True), lengths)
     ]
-    return [case for case in cases if any(fnmatch.fnmatch(case.name, pattern) for pattern in arguments.cases)]
+    return [case for case in cases if case.matches(arguments.cases)]
+
+
+# What differs between devices where it is not given: dtypes, tokens, rounds and seconds, the last with --quick too.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"dtypes": ["float32", "bfloat16"], "tokens": 8192, "rounds": 5, "seconds": 3.0, "quick_seconds": 0.5},
+    "cuda": {"dtypes": ["bfloat16"], "tokens": 16384, "rounds": 10, "seconds": 0.5, "quick_seconds": 0.5},
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of both libraries; 0: torch's default (%(default)s)")
-    parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="names like float32-d64-n512-causal")
-    parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
-    parser.add_argument("--tokens", type=int, default=8192, help="batch * seq, where seq is not longer (%(default)s)")
-    parser.add_argument("--heads", type=int, default=0, help="0: four or more, a multiple of the threads (%(default)s)")
-    parser.add_argument("--seconds", type=float, help="time for each pass of each case (3; 0.5 with --quick)")
-    parser.add_argument("--rounds", type=int, default=5, help="least number of rounds, whatever the time (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="lengths up to 2048 and little time for each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    add = parser.add_argument
+    add("--device", choices=sorted(DEFAULTS), default="cpu")
+    add("--threads", type=int, default=0, help="on the CPU, of both libraries; 0: torch's default (%(default)s)")
+    add("--dtypes", nargs="+", choices=sorted(ROUNDING), help="(float32 bfloat16; on a GPU bfloat16)")
+    add("--cases", nargs="+", default=["*"], metavar="GLOB", help="names like bfloat16-d64-n512-causal")
+    add("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
+    add("--tokens", type=int, help="batch * seq, where seq is not longer (8192; on a GPU 16384)")
+    add("--heads", type=int, default=0, help="0: four or more, a multiple of the threads; on a GPU 2048 / dim")
+    add("--seconds", type=float, help="time for each pass of each case (3, 0.5 with --quick; on a GPU 0.5)")
+    add("--rounds", type=int, help="least number of rounds, whatever the time (5; on a GPU 10)")
+    add("--quick", action="store_true", help="lengths up to 2048 and little time; on a GPU lengths 512, 4096 and 16384")
+    add("--method", choices=("events", "graph"), default="events", help="on a GPU: calls, or CUDA graphs of them")
+    add("--deterministic", choices=("on", "off", "both"), default="on", help="on a GPU: Tessera's backward pass")
+    add("--json", type=Path, metavar="FILE", help="write every figure there")
     arguments = parser.parse_args()
+    defaults = DEFAULTS[arguments.device]
+    for name in ("dtypes", "tokens", "rounds"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, defaults[name])
     if arguments.seconds is None:
-        arguments.seconds = 0.5 if arguments.quick else 3.0
+        arguments.seconds = defaults["quick_seconds" if arguments.quick else "seconds"]
     return arguments
 
 
 def main() -> int:
     arguments = parse_arguments()
-    device = DEVICES[arguments.device](arguments.threads)
+    if arguments.device == cuda.gpu.CudaDevice.name:
+        return cuda.main(arguments)
+    device = CpuDevice(arguments.threads)
     cases = make_cases(arguments, device.threads)
     if not cases:
         print(f"compare_torch: no case has a name like {' '.join(arguments.cases)}", file=sys.stderr)

@@ -1,8 +1,9 @@
-// tessera bench: standard against flash over the sequence length.
+// tessera bench: Impls against each other over the sequence length.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -18,6 +19,8 @@
 #include "cli/problem_flags.h"
 #include "cli/terminal.h"
 #include "core/fail.h"
+#include "cuda/device.h"
+#include "cuda/memory.h"
 #include "tessera/version.h"
 
 namespace tessera::cli {
@@ -30,22 +33,46 @@ struct BenchFlags {
   RankFlags ranks;
   std::vector<std::int64_t> seqs{512, 1024, 2048, 4096};
   bool seqs_given = false;
-  bool impls_given = false;
   std::vector<Pass> passes{Pass::forward, Pass::backward};
   std::vector<double> densities;
   std::string json;
   std::string plot;
 };
 
-// The FMA peak of one thread with the instruction set that --isa names or, without it, the best one.
+double rate(const Measurement& one) { return one.facts.flops_of_pairs / one.median(); }
+
+// What rates are shares of: the FMA peak of one thread with the instruction set that --isa names or, without it, the best
+// one; of a GPU the rate of matrix products.
 struct Peak {
-  std::string isa;
+  Device device;
+  std::string name;  // of the instruction set or the GPU
   double flops_per_second = 0;
 
-  explicit Peak(const PlanOptions& plan)
-      : isa(plan.isa.empty() ? cpu_info().selected_isa : plan.isa), flops_per_second(measure_peak_flops(isa)) {}
+  explicit Peak(const PlanOptions& plan) : device(plan.device) {
+    if (cuda()) {
+      name = internal::cuda_device(device.index).name;
+      flops_per_second = internal::measure_matrix_rate(device.index);
+    } else {
+      name = plan.isa.empty() ? cpu_info().selected_isa : plan.isa;
+      flops_per_second = measure_peak_flops(name);
+    }
+  }
+  bool cuda() const { return device.kind == DeviceKind::cuda; }
   double share(const Measurement& one) const {
-    return one.facts.flops_of_pairs / one.median() / (flops_per_second * one.facts.threads);
+    return rate(one) / (flops_per_second * (cuda() ? 1 : one.facts.threads));
+  }
+  std::string what() const { return cuda() ? "matrix rate" : "peak"; }
+  std::string text() const {
+    return cuda() ? fmt::format("matrix rate {:.0f} TFLOP/s ({}, {}), measured in this run", flops_per_second / 1e12,
+                                device_text(device), name)
+                  : fmt::format("FMA peak {:.1f} GFLOP/s a thread ({}), measured in this run", flops_per_second / 1e9,
+                                name);
+  }
+  nlohmann::ordered_json json() const {
+    if (cuda()) {
+      return {{"device", device_text(device)}, {"name", name}, {"matrix_flops_per_second", flops_per_second}};
+    }
+    return {{"isa", name}, {"flops_per_second_per_thread", flops_per_second}};
   }
 };
 
@@ -71,51 +98,81 @@ std::string error_text(const Measurement& one) {
   return one.error ? fmt::format("{:.1e}{}", one.error->error, one.error->whole ? "" : "*") : "-";
 }
 
-// Time, memory, share of peak and error of each Impl; the speed-up is that of the last over the first.
+std::string speed_up(const MeasuredPoint& point, const std::vector<std::string>& impls) {
+  const Measurement* first = point.of(impls.front());
+  const Measurement* last = point.of(impls.back());
+  return first != nullptr && last != nullptr ? bold(fmt::format("{:.2f}x", first->median() / last->median())) : "-";
+}
+
+// A group of columns, one for each Impl.
+struct Column {
+  std::string title;
+  std::function<std::string(const Measurement&)> text;
+};
+
+std::vector<Column> columns(const Peak& peak) {
+  std::vector<Column> all;
+  all.push_back({"time", [](const Measurement& one) { return time_text(one.median()); }});
+  if (peak.cuda()) {
+    all.push_back({"TFLOP/s", [](const Measurement& one) { return fmt::format("{:.1f}", rate(one) / 1e12); }});
+  }
+  all.push_back({"extra memory",
+                 [](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); }});
+  all.push_back({"share of " + peak.what(),
+                 [&peak](const Measurement& one) { return fmt::format("{:.0f} %", 100 * peak.share(one)); }});
+  all.push_back({"error", error_text});
+  return all;
+}
+
+// The names of the Impls under those of the columns; of one Impl the columns alone.
+Table header_of(const std::vector<Column>& columns, const std::vector<std::string>& impls) {
+  const bool compared = impls.size() > 1;
+  std::vector<std::string> header{"seq"};
+  std::vector<std::size_t> firsts;
+  for (const Column& column : columns) {
+    firsts.push_back(header.size());
+    if (!compared) {
+      header.push_back(column.title);
+      continue;
+    }
+    header.insert(header.end(), impls.begin(), impls.end());
+    if (&column == &columns.front()) {
+      header.emplace_back("speed-up");
+    }
+  }
+  firsts.push_back(header.size());
+  Table table(header);
+  for (std::size_t n = 0; compared && n < columns.size(); ++n) {
+    table.group(columns[n].title, firsts[n], firsts[n + 1] - 1);
+  }
+  return table;
+}
+
+// Each column of each Impl; behind the time the speed-up of the last over the first.
 std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const BenchFlags& flags, const Peak& peak) {
   const auto& impls = flags.options.impls;
   const bool compared = impls.size() > 1;
-  std::vector<std::string> header{"seq"};
-  std::vector<std::pair<std::size_t, std::size_t>> groups;
-  for (std::size_t group = 0; group < 4; ++group) {
-    const std::size_t first = header.size();
-    header.insert(header.end(), impls.begin(), impls.end());
-    if (group == 0 && compared) {
-      header.emplace_back("speed-up");
-    }
-    groups.emplace_back(first, header.size() - 1);
-  }
-  Table table(header);
-  for (const auto& [title, group] : {std::pair{"time", 0}, {"extra memory", 1}, {"share of peak", 2}, {"error", 3}}) {
-    const auto& [first, last] = groups[static_cast<std::size_t>(group)];
-    table.group(title, first, last);
-  }
+  const std::vector<Column> all = columns(peak);
+  Table table = header_of(all, impls);
   for (const MeasuredPoint& point : points) {
     if (point.pass != pass) {
       continue;
     }
     std::vector<std::string> row{lengths_text(point.problem)};
-    const auto cells = [&](const auto& text) {
+    for (const Column& column : all) {
       for (const Measurement& one : point.measurements) {
-        row.push_back(one.measured() ? text(one) : "-");
+        row.push_back(one.measured() ? column.text(one) : "-");
       }
-    };
-    cells([](const Measurement& one) { return time_text(one.median()); });
-    if (compared) {
-      const Measurement* first = point.of(impls.front());
-      const Measurement* last = point.of(impls.back());
-      row.push_back(first != nullptr && last != nullptr ? bold(fmt::format("{:.2f}x", first->median() / last->median()))
-                                                        : "-");
+      if (&column == &all.front() && compared) {
+        row.push_back(speed_up(point, impls));
+      }
     }
-    cells([](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); });
-    cells([&](const Measurement& one) { return fmt::format("{:.0f} %", 100 * peak.share(one)); });
-    cells(error_text);
     table.add(std::move(row));
   }
   return table.text();
 }
 
-void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& flags) {
+void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& flags, const Peak& peak) {
   const auto each = [&](const auto& visit) {
     for (const MeasuredPoint& point : points) {
       for (const Measurement& one : point.measurements) {
@@ -124,9 +181,10 @@ void print_notes(const std::vector<MeasuredPoint>& points, const BenchFlags& fla
     }
   };
   fmt::print(
-      "time: median of {} runs or more, Impls in turn; extra memory: workspace beside inputs and outputs;\n"
-      "share of peak: FLOPs of the pairs that attend, per second, over the FMA peak of as many threads\n",
-      kFewestRuns);
+      "time: median of {} runs or more, Impls in turn{}; extra memory: workspace beside inputs and outputs;\n"
+      "share of {}: FLOPs of the pairs that attend, per second, over {}\n",
+      kFewestRuns, peak.cuda() ? ", by events on the device" : "", peak.what(),
+      peak.cuda() ? "those of products of matrices that lie in shared memory" : "the FMA peak of as many threads");
   bool sampled = false;
   each([&](const MeasuredPoint&, const Measurement& one) { sampled = sampled || (one.error && !one.error->whole); });
   if (flags.options.errors) {
@@ -152,15 +210,18 @@ nlohmann::ordered_json json_of(const MeasuredPoint& point, const Peak& peak) {
       results.push_back(entry);
       continue;
     }
-    entry["isa"] = one.facts.isa;
-    entry["threads"] = one.facts.threads;
+    if (!peak.cuda()) {
+      entry["isa"] = one.facts.isa;
+      entry["threads"] = one.facts.threads;
+    }
     entry["median_seconds"] = one.median();
     entry["fastest_seconds"] = one.seconds.front();
     entry["runs"] = one.seconds.size();
     entry["workspace_bytes"] = one.facts.workspace_bytes;
     entry["flops_of_pairs"] = one.facts.flops_of_pairs;
     entry["flops_in_tiles"] = one.facts.flops;
-    entry["share_of_peak"] = peak.share(one);
+    entry["flops_per_second"] = rate(one);
+    entry[peak.cuda() ? "share_of_matrix_rate" : "share_of_peak"] = peak.share(one);
     if (one.error) {
       entry["error"] = {{"value", one.error->error},
                         {"output", one.error->output},
@@ -177,9 +238,8 @@ nlohmann::ordered_json json_of(const MeasuredPoint& point, const Peak& peak) {
 }
 
 void write_json(const std::string& path, const std::vector<MeasuredPoint>& points, const Peak& peak) {
-  nlohmann::ordered_json document{{"tessera", kVersion},
-                                  {"peak", {{"isa", peak.isa}, {"flops_per_second_per_thread", peak.flops_per_second}}},
-                                  {"points", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json document{
+      {"tessera", kVersion}, {"peak", peak.json()}, {"points", nlohmann::ordered_json::array()}};
   for (const MeasuredPoint& point : points) {
     document["points"].push_back(json_of(point, peak));
   }
@@ -187,16 +247,17 @@ void write_json(const std::string& path, const std::vector<MeasuredPoint>& point
 }
 
 // What all points share, without the lengths.
-std::string headline(const Problem& problem, const PlanFacts* facts) {
+std::string headline(const Problem& problem, const PlanFacts* facts, const Peak& peak) {
   const std::string mask = problem.mask.describe();
-  return fmt::format(
-      "{}, {} {}, {} heads{}, dim {}{}{}", dtype_name(problem.dtype), problem.ragged() ? "ragged" : "batch",
-      problem.batch, problem.heads_q,
-      problem.heads_kv == problem.heads_q ? "" : fmt::format(" over {} key heads", problem.heads_kv),
-      problem.dim_qk == problem.dim_v ? std::to_string(problem.dim_qk)
-                                      : fmt::format("{} and {}", problem.dim_qk, problem.dim_v),
-      mask == "none" ? "" : ", " + mask,
-      facts == nullptr ? "" : fmt::format(", {} thread{}", facts->threads, facts->threads == 1 ? "" : "s"));
+  return fmt::format("{}, {} {}, {} heads{}, dim {}{}{}", dtype_name(problem.dtype),
+                     problem.ragged() ? "ragged" : "batch", problem.batch, problem.heads_q,
+                     problem.heads_kv == problem.heads_q ? "" : fmt::format(" over {} key heads", problem.heads_kv),
+                     problem.dim_qk == problem.dim_v ? std::to_string(problem.dim_qk)
+                                                     : fmt::format("{} and {}", problem.dim_qk, problem.dim_v),
+                     mask == "none" ? "" : ", " + mask,
+                     peak.cuda()        ? ", " + peak.name
+                     : facts == nullptr ? ""
+                                        : fmt::format(", {} thread{}", facts->threads, facts->threads == 1 ? "" : "s"));
 }
 
 const PlanFacts* any_facts(const std::vector<MeasuredPoint>& points) {
@@ -223,6 +284,12 @@ std::vector<MeasuredPoint> measure_all(const std::vector<Problem>& all, const Be
   return points;
 }
 
+// The fastest one comes last.
+std::vector<std::string> default_impls(const Device& device) {
+  return device.kind == DeviceKind::cuda ? std::vector<std::string>{"sm90"}
+                                         : std::vector<std::string>{"standard", "flash"};
+}
+
 int sweep_densities(const BenchFlags& flags) {
   if (flags.seqs_given) {
     internal::fail_argument("--seqs", "given beside --densities", "--seq, one length");
@@ -233,13 +300,18 @@ int sweep_densities(const BenchFlags& flags) {
   }
   DensityBench sweep{
       problem, flags.problem.block_grid(problem), flags.densities, flags.passes, flags.options, flags.json, flags.plot};
-  sweep.options.impls = {flags.impls_given ? flags.options.impls.front() : "flash"};
+  const auto& impls = flags.options.impls;
+  sweep.options.impls = {impls.empty() ? default_impls(flags.options.plan.device).back() : impls.front()};
   return bench_densities(sweep);
 }
 
-int bench(const BenchFlags& flags) {
-  if (!flags.densities.empty()) {
-    return sweep_densities(flags);
+int bench(const BenchFlags& given) {
+  if (!given.densities.empty()) {
+    return sweep_densities(given);
+  }
+  BenchFlags flags = given;
+  if (flags.options.impls.empty()) {
+    flags.options.impls = default_impls(flags.options.plan.device);
   }
   const std::vector<Problem> all = problems(flags);
   if (flags.ranks.schedule) {
@@ -259,20 +331,23 @@ int bench(const BenchFlags& flags) {
   const Peak peak(flags.options.plan);
   const std::vector<MeasuredPoint> points = measure_all(all, flags);
   const PlanFacts* facts = any_facts(points);
-  const std::string title = headline(all.front(), facts);
+  const auto& impls = flags.options.impls;
+  const std::string title = headline(all.front(), facts, peak) + (impls.size() == 1 ? ", " + impls.front() : "");
   fmt::print("{}\n", bold(title));
-  fmt::print("FMA peak {:.1f} GFLOP/s a thread ({}), measured in this run\n", peak.flops_per_second / 1e9, peak.isa);
+  fmt::print("{}\n", peak.text());
   for (const Pass pass : flags.passes) {
     fmt::print("\n{}\n{}", bold(std::string(pass_name(pass))), table_of(points, pass, flags, peak));
   }
   fmt::print("\n");
-  print_notes(points, flags);
+  print_notes(points, flags, peak);
   if (!flags.json.empty()) {
     write_json(flags.json, points, peak);
     fmt::print("figures written to {}\n", flags.json);
   }
   if (!flags.plot.empty()) {
-    write_file_atomically(flags.plot, draw(bench_plot_script(points, format, title, peak.flops_per_second)));
+    write_file_atomically(flags.plot,
+                          draw(bench_plot_script(points, format, title,
+                                                 {peak.cuda() ? peak.what() : "FMA peak", peak.flops_per_second})));
     fmt::print("plot written to {}\n", flags.plot);
   }
   return facts == nullptr ? 1 : 0;
@@ -289,28 +364,27 @@ std::vector<std::string> impl_names() {
 }  // namespace
 
 Command add_bench(::CLI::App& root) {
-  ::CLI::App* app = root.add_subcommand("bench", "Time standard attention against flash over the sequence length");
+  ::CLI::App* app = root.add_subcommand("bench", "Time Impls against each other over the sequence length");
   auto flags = std::make_shared<BenchFlags>();
-  flags->options.impls = {"standard", "flash"};
   flags->problem.add_shape(*app);
   flags->problem.add_options(*app);
-  add_plan_flags(*app, flags->options.plan);
+  add_plan_flags(*app, flags->options.plan, &flags->problem);
   app->remove_option(app->get_option("--impl"));
   add_integers(*app, "--seqs", "lengths to sweep [512,1024,2048,4096]; --seq-q or --seq-k fixes one side", flags->seqs,
                1)
       ->each([flags](const std::string&) { flags->seqs_given = true; });
-  add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash]",
+  add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash; sm90 on cuda]",
             fmt::format("names out of {}, separated by commas", fmt::join(impl_names(), ", ")),
             [flags](const std::string& text) {
               flags->options.impls = split(text, ',');
-              flags->impls_given = true;
               const auto known = impl_names();
               return std::all_of(
                   flags->options.impls.begin(), flags->options.impls.end(),
                   [&](const std::string& name) { return std::find(known.begin(), known.end(), name) != known.end(); });
             });
   add_value(*app, "--densities", "D,D,..",
-            "sweep the density of a random block mask instead of the length; the first of --impls [flash] is timed",
+            "sweep the density of a random block mask instead of the length; the first of --impls [flash; sm90 on "
+            "cuda] is timed",
             "numbers from 0 to 1, separated by commas", [flags](const std::string& text) {
               flags->densities.clear();
               for (const std::string& part : split(text, ',')) {
@@ -334,6 +408,7 @@ Command add_bench(::CLI::App& root) {
   app->footer(
       "Examples:\n"
       "  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png\n"
+      "  tessera bench --device cuda --dim 128 --mask causal --batch 4 --heads 16 --seqs 2K,4K,8K,16K\n"
       "  tessera bench --seq 8192 --densities 0.0625,0.125,0.25,0.5,0.75,1 --plot densities.png\n"
       "  mpirun -n 4 tessera bench --distributed burst --mask causal --threads 1 --seq 8192 --plot timeline.png");
   return {app, [flags] { return bench(*flags); }};

@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 
+#include "cli/run_plan.h"
 #include "core/half.h"
 #include "tessera/error.h"
 
@@ -49,12 +50,7 @@ int special_class(double value) { return std::isnan(value) ? 1 : !std::isinf(val
 
 PlanFacts run(const ProblemTensors& tensors, Pass pass, const PlanOptions& options) {
   const Plan plan = Plan::make(tensors.problem(), pass, options);
-  const PlanWorkspace workspace(plan);
-  if (pass == Pass::forward) {
-    plan.run(tensors.forward(), workspace.bytes());
-  } else {
-    plan.run(tensors.backward(), workspace.bytes());
-  }
+  run_plan(plan, options.device, tensors);
   return plan.facts();
 }
 
@@ -281,17 +277,6 @@ Difference compare(std::span<const double> values, std::span<const double> refer
 
 bool CheckResult::ok() const {
   return std::all_of(outputs.begin(), outputs.end(), [](const OutputCheck& check) { return check.ok(); });
-}
-
-PlanWorkspace::PlanWorkspace(const Plan& plan) {
-  if (plan.workspace_bytes() > 0) {
-    const std::int64_t words = (plan.workspace_bytes() + 1) / 2;
-    memory_ = HostTensor(DType::float16, std::span(&words, 1));
-  }
-}
-
-std::span<std::byte> PlanWorkspace::bytes() const {
-  return {static_cast<std::byte*>(memory_.view().data), static_cast<std::size_t>(memory_.view().shape[0] * 2)};
 }
 
 CheckResult check_problem(const Problem& problem, const CheckOptions& options) {

@@ -36,9 +36,9 @@ struct CheckResult {
   bool ok() const;
 };
 
-// Runs the forward pass and, on its O and LSE, the backward pass of the Impl that `options.plan` selects, of `standard`
-// and of the oracle, on the same rounded inputs, and compares each output. Also checked: that nothing outside the
-// outputs' elements is written.
+// Runs the forward pass and, on its O and LSE, the backward pass of the Impl that `options.plan` selects, on its device,
+// and, on the CPU, those of `standard` and of the oracle, on the same rounded inputs, and compares each output. Also
+// checked: that nothing outside the outputs' elements is written.
 //
 // Allowed: for float32 problems 2e-6; for the others twice the error of `standard` plus one rounding of the output's dtype.
 // The error of `standard` counts as one rounding of the problem's dtype where it refuses, and as no less for an output of
@@ -74,15 +74,5 @@ Difference compare(std::span<const double> values, std::span<const double> refer
 
 // Half the distance from 1 to the next number: the largest relative error of one rounding.
 double unit_roundoff(DType dtype);
-
-// Memory for a Plan's workspace: exactly its size, aligned, filled with NaN.
-class PlanWorkspace {
- public:
-  explicit PlanWorkspace(const Plan& plan);
-  std::span<std::byte> bytes() const;
-
- private:
-  HostTensor memory_;
-};
 
 }  // namespace tessera::cli

@@ -9,6 +9,8 @@
 #include "cli/problem_flags.h"
 #include "cli/terminal.h"
 #include "core/fail.h"
+#include "cuda/device.h"
+#include "cuda/memory.h"
 #include "tessera/plan.h"
 
 namespace tessera::cli {
@@ -61,11 +63,20 @@ struct ExplainFlags {
   bool draw = true;
 };
 
+MachineRates rates_of(const Device& device, const PlanFacts& facts) {
+  if (device.kind == DeviceKind::cuda) {
+    return {internal::measure_matrix_rate(device.index), internal::cuda_device(device.index).shared_bytes};
+  }
+  return {measure_peak_flops(facts.isa), cpu_info().l2_bytes};
+}
+
 int explain(const ExplainFlags& flags) {
   const Problem problem = flags.problem.problem();
+  if (flags.plan.device.kind == DeviceKind::cuda) {
+    internal::cuda_device(flags.plan.device.index);
+  }
   const Plan plan = Plan::make(problem, flags.pass, flags.plan);
-  const MachineRates rates{measure_peak_flops(plan.facts().isa), cpu_info().l2_bytes};
-  fmt::print("{}", plan.explain(rates));
+  fmt::print("{}", plan.explain(rates_of(flags.plan.device, plan.facts())));
   if (flags.draw) {
     print_mask(problem);
   }
@@ -80,11 +91,14 @@ Command add_explain(::CLI::App& root) {
   auto flags = std::make_shared<ExplainFlags>();
   flags->problem.add_shape(*app);
   flags->problem.add_options(*app);
-  add_plan_flags(*app, flags->plan);
+  add_plan_flags(*app, flags->plan, &flags->problem);
   add_word(*app, "--pass", "the pass to plan [forward]", {"forward", "backward"},
            [flags](const std::string& word) { flags->pass = word == "forward" ? Pass::forward : Pass::backward; });
   app->add_flag_callback("--no-drawing", [flags] { flags->draw = false; }, "leave the drawing of the mask out");
-  app->footer("Example:\n  tessera explain --seq 4096 --mask causal --window 1024,0");
+  app->footer(
+      "Examples:\n"
+      "  tessera explain --seq 4096 --mask causal --window 1024,0\n"
+      "  tessera explain --device cuda --seq 8192 --dim 128 --mask causal --pass backward");
   return {app, [flags] { return explain(*flags); }};
 }
 

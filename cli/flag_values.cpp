@@ -163,6 +163,22 @@ std::optional<double> to_number(std::string_view text) {
   return value && std::isfinite(*value) ? value : std::nullopt;
 }
 
+std::optional<Device> to_device(std::string_view text) {
+  constexpr std::string_view kPrefix = "cuda:";
+  if (text == "cpu") {
+    return Device{};
+  }
+  if (text == "cuda") {
+    return Device{DeviceKind::cuda, 0};
+  }
+  const auto index = text.starts_with(kPrefix) ? parse_whole<std::int32_t>(text.substr(kPrefix.size())) : std::nullopt;
+  return index && *index >= 0 ? std::optional(Device{DeviceKind::cuda, *index}) : std::nullopt;
+}
+
+std::string device_text(const Device& device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   for (;;) {

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/types.h"
+
 namespace tessera::cli {
 
 // "--heads: '0'; accepted: 1 or more". Bad flags end the program with kBadFlagsStatus.
@@ -41,6 +43,10 @@ inline constexpr int kBadFlagsStatus = 2;
 // nullopt unless the whole text is a number. Integers may end in K or M: 16K is 16384.
 std::optional<std::int64_t> to_integer(std::string_view text);
 std::optional<double> to_number(std::string_view text);
+// "cpu", "cuda" (the first device) or "cuda:N".
+std::optional<Device> to_device(std::string_view text);
+// "cpu" or "cuda:N".
+std::string device_text(const Device& device);
 std::vector<std::string> split(std::string_view text, char separator);
 
 // One line for any error of the command line: names the flag and, where it was mistyped, the nearest one.

@@ -15,9 +15,25 @@ namespace {
 constexpr std::align_val_t kAlignment{64};
 // All bits set is a NaN in float16, bfloat16, float32 and float64.
 constexpr unsigned char kPoison = 0xFF;
-// Elements between rows and between heads of the padded layout: odd, so that vectors straddle cache lines.
-constexpr std::int64_t kRowGap = 3;
-constexpr std::int64_t kHeadGap = 5;
+
+// In elements: before the first, after each row and after each head, and what every stride is a multiple of.
+struct Gaps {
+  std::int64_t start = 0;
+  std::int64_t row = 0;
+  std::int64_t head = 0;
+  std::int64_t multiple = 1;
+};
+
+Gaps gaps_of(StrideKind kind, DType dtype) {
+  if (kind == StrideKind::padded) {
+    return {1, 3, 5, 1};  // odd, so that vectors straddle cache lines
+  }
+  if (kind == StrideKind::padded16) {
+    const std::int64_t unit = 16 / dtype_bytes(dtype);
+    return {unit, unit, 3 * unit, unit};
+  }
+  return {};
+}
 
 struct Layout {
   std::array<std::int64_t, kMaxRank> strides{};
@@ -25,21 +41,21 @@ struct Layout {
   std::int64_t elements = 0;  // from the start of the allocation to its end
 };
 
-Layout layout_of(std::span<const std::int64_t> shape, StrideKind kind) {
+Layout layout_of(std::span<const std::int64_t> shape, StrideKind kind, DType dtype) {
   const auto rank = static_cast<int>(shape.size());
   std::array<int, kMaxRank> order{0, 1, 2, 3};  // axes, outermost first
   if (kind == StrideKind::heads_first && rank >= 3) {
     std::swap(order[static_cast<std::size_t>(rank - 3)], order[static_cast<std::size_t>(rank - 2)]);
   }
-  const bool padded = kind == StrideKind::padded;
+  const Gaps gaps = gaps_of(kind, dtype);
   Layout layout;
-  layout.start = padded ? 1 : 0;
+  layout.start = gaps.start;
   std::int64_t stride = 1;
   for (int position = rank - 1; position >= 0; --position) {
     const auto axis = static_cast<std::size_t>(order[static_cast<std::size_t>(position)]);
     layout.strides[axis] = stride;
     stride = internal::checked_mul(stride, std::max<std::int64_t>(shape[axis], 1), "tensor elements");
-    stride += padded ? (position == rank - 1 ? kRowGap : kHeadGap) : 0;
+    stride = internal::round_up(stride, gaps.multiple) + (position == rank - 1 ? gaps.row : gaps.head);
   }
   std::int64_t last = layout.start;
   bool empty = false;
@@ -80,6 +96,8 @@ std::string_view stride_kind_name(StrideKind kind) {
       return "heads-first";
     case StrideKind::padded:
       return "padded";
+    case StrideKind::padded16:
+      return "padded16";
   }
   return "";
 }
@@ -87,7 +105,7 @@ std::string_view stride_kind_name(StrideKind kind) {
 void HostTensor::Free::operator()(std::byte* memory) const { ::operator delete[](memory, kAlignment); }
 
 HostTensor::HostTensor(DType dtype, std::span<const std::int64_t> shape, StrideKind kind) {
-  const Layout layout = layout_of(shape, kind);
+  const Layout layout = layout_of(shape, kind, dtype);
   bytes_ = static_cast<std::size_t>(internal::checked_mul(layout.elements, dtype_bytes(dtype), "tensor bytes"));
   memory_.reset(static_cast<std::byte*>(::operator new[](bytes_, kAlignment)));
   view_ = TensorView(memory_.get() + layout.start * dtype_bytes(dtype), dtype, shape,

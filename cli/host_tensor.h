@@ -19,12 +19,13 @@ enum class StrideKind : std::uint8_t {
   packed,       // row-major
   heads_first,  // the two middle dimensions swapped: [batch, heads, tokens, dim]
   padded,       // gaps between rows and between heads, and a start that is aligned to one element alone
+  padded16,     // gaps, but the start and every stride are multiples of 16 bytes
 };
-inline constexpr int kStrideKinds = 3;
-// "packed", "heads-first", "padded"
+inline constexpr int kStrideKinds = 4;
+// "packed", "heads-first", "padded", "padded16"
 std::string_view stride_kind_name(StrideKind kind);
 
-// A default-constructed one is absent. Memory outside the elements (gaps of `padded`) and, until they are written, the
+// A default-constructed one is absent. Memory outside the elements (gaps of the padded kinds) and, until they are written, the
 // elements themselves hold poison: a NaN in every dtype. The allocation ends with the last element.
 class HostTensor {
  public:
@@ -34,6 +35,8 @@ class HostTensor {
   bool absent() const { return view_.absent(); }
   const TensorView& view() const { return view_; }
   ConstTensorView const_view() const { return view_; }
+  // The whole allocation: the elements, the gaps between them and what lies before the first.
+  std::span<std::byte> memory() const { return {memory_.get(), bytes_}; }
 
   void poison();
   // Each element from `draw`, in logical order, rounded to the dtype.

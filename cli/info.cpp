@@ -12,6 +12,8 @@
 #include "cli/flag_values.h"
 #include "cli/ranks.h"
 #include "cli/terminal.h"
+#include "cuda/memory.h"
+#include "tessera/error.h"
 #include "tessera/plan.h"
 #include "tessera/version.h"
 
@@ -60,6 +62,33 @@ std::string features_that_matter(const Processor& cpu) {
 
 void print_row(const char* name, const std::string& value) { fmt::print("  {:<12}{}\n", name, value); }
 
+std::string device_row(const CudaDeviceInfo& device, const std::string& driver) {
+  return fmt::format("{}, compute capability {}.{}, {} multiprocessors, {}, driver for CUDA {}", device.name,
+                     device.capability_major, device.capability_minor, device.multiprocessors,
+                     bytes_text(static_cast<double>(device.memory_bytes)), driver);
+}
+
+std::string matrix_rate_text(int device) {
+  try {
+    return fmt::format("matrix rate {:.0f} TFLOP/s, bfloat16", internal::measure_matrix_rate(device) / 1e12);
+  } catch (const Error& error) {  // a device that the kernels are not for
+    return fmt::format("matrix rate: {}", error.what());
+  }
+}
+
+void print_cuda(bool measure) {
+  const CudaInfo cuda = cuda_info();
+  if (cuda.devices.empty()) {
+    print_row("cuda", fmt::format("{}  {}", red("not available"), cuda.unavailable));
+  }
+  for (const CudaDeviceInfo& device : cuda.devices) {
+    print_row(fmt::format("cuda:{}", device.index).c_str(), device_row(device, cuda.driver));
+    if (measure) {
+      print_row("", matrix_rate_text(device.index));
+    }
+  }
+}
+
 int print_info(bool measure) {
   const CpuInfo cpu = cpu_info();
   const Processor found = processor();
@@ -82,7 +111,7 @@ int print_info(bool measure) {
 
   fmt::print("\n{}\n", bold("Devices"));
   print_row("cpu", "available");
-  print_row("cuda", "not in this build");
+  print_cuda(measure);
 
   fmt::print("\n{}\n", bold("Ranks"));
   print_row("local", "available");
@@ -101,7 +130,7 @@ int print_info(bool measure) {
 Command add_info(::CLI::App& root) {
   ::CLI::App* app = root.add_subcommand("info", "What this build and this machine have");
   auto measure = std::make_shared<bool>(false);
-  app->add_flag("--peak", *measure, "measure the FMA peak too");
+  app->add_flag("--peak", *measure, "measure the FMA peak, and the matrix rate of GPUs, too");
   return {app, [measure] { return print_info(*measure); }};
 }
 

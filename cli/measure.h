@@ -12,7 +12,7 @@
 namespace tessera::cli {
 
 struct MeasureOptions {
-  PlanOptions plan;                // impl is set for each measurement
+  PlanOptions plan;                // impl is set for each measurement; device for all
   std::vector<std::string> impls;  // alternate in one loop, so that all see the same machine
   double min_seconds = 0.5;        // of each Impl at least, and at least kFewestRuns runs
   std::uint64_t seed = 0;
@@ -25,7 +25,7 @@ struct Measurement {
   std::string impl;
   std::string skipped;  // not empty: why there is nothing else
   PlanFacts facts;
-  std::vector<double> seconds;  // of each run, ascending
+  std::vector<double> seconds;  // of each run, ascending; on a GPU each may be the mean of several short ones
   std::optional<SampledError> error;
 
   bool measured() const { return skipped.empty(); }
@@ -41,7 +41,9 @@ struct MeasuredPoint {
   const Measurement* of(const std::string& impl) const;
 };
 
-// An Impl that refuses, or whose workspace takes more than half of the free memory, is skipped and says so.
+// An Impl that refuses, or whose workspace takes more than half of the free memory, is skipped and says so. On a GPU events
+// time what runs on the device, and where the tensors fit into its L2 cache, copies of them take turns, so that each run
+// reads from memory.
 MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options);
 
 }  // namespace tessera::cli

@@ -87,7 +87,7 @@ Finished run_gnuplot(const std::vector<const char*>& arguments, const std::strin
 }
 
 const char* colour_of(const std::string& impl) {
-  return impl == "flash" ? "#0b6e99" : impl == "standard" ? "#d1495b" : "#7a7a7a";
+  return impl == "flash" || impl == "sm90" ? "#0b6e99" : impl == "standard" ? "#d1495b" : "#7a7a7a";
 }
 
 struct Series {
@@ -135,7 +135,7 @@ struct Panel {
 constexpr std::array<Panel, 3> kPanels{
     {{"Time, ms", 2,
       "set logscale y\nset autoscale y\nset key top left Left reverse noenhanced samplen 3 spacing 1.25\n"},
-     {"Share of FMA peak, %", 3, "unset logscale y\nset yrange [0:100]\nunset key\n"},
+     {"Share of {}, %", 3, "unset logscale y\nset yrange [0:100]\nunset key\n"},
      {"Extra memory, MiB", 4, "set logscale y\nset autoscale y\nunset key\n"}}};
 
 std::string plot_command(const std::vector<Series>& all, int column) {
@@ -179,11 +179,11 @@ PlotFormat plot_format(const std::string& path) {
 void require_gnuplot() { run_gnuplot({"--version"}, ""); }
 
 std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
-                              double peak) {
+                              const PlotPeak& peak) {
   const std::vector<Series> all = series_of(points);
   std::string script = plot_terminal(format, 1600, 560);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    script += data_block(fmt::format("d{}", i), all[i], peak);
+    script += data_block(fmt::format("d{}", i), all[i], peak.flops_per_second);
   }
   std::string ticks;
   std::int64_t shortest = points.front().problem.seq_k;
@@ -203,7 +203,8 @@ std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotForm
       1.25 * static_cast<double>(std::max<std::int64_t>(longest, 1)), ticks);
   for (const Panel& panel : kPanels) {
     script +=
-        fmt::format("{}set title {}\n{}", panel.set_up, quoted_text(panel.title), plot_command(all, panel.column));
+        fmt::format("{}set title {}\n{}", panel.set_up, quoted_text(fmt::format(fmt::runtime(panel.title), peak.name)),
+                    plot_command(all, panel.column));
   }
   return script + "unset multiplot\n";
 }

@@ -22,9 +22,14 @@ std::string quoted_text(const std::string& text);
 // Throws Error(unsupported) when the program gnuplot is not installed.
 void require_gnuplot();
 
-// Time, share of peak and extra memory over the sequence length, for each Impl and pass. `peak` is in FLOP/s of one thread.
+// What shares are relative to: "FMA peak" of one thread, or the "matrix rate" of a GPU.
+struct PlotPeak {
+  std::string name;
+  double flops_per_second = 0;
+};
+// Time, share of peak and extra memory over the sequence length, for each Impl and pass.
 std::string bench_plot_script(const std::vector<MeasuredPoint>& points, PlotFormat format, const std::string& title,
-                              double peak);
+                              const PlotPeak& peak);
 
 // For each rank a row of what it computes and one of what it receives, over time.
 std::string timeline_plot_script(const std::vector<std::vector<TimelineEvent>>& ranks, PlotFormat format,

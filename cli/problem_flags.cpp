@@ -165,7 +165,8 @@ void ProblemFlags::add_shape(::CLI::App& app) {
                            const std::function<void(std::int64_t)>& set) {
     return add_integer(app, name, description, lowest, highest, set)->group(kShapeGroup);
   };
-  add_dtype(app, "--dtype", "dtype of Q, K and V [float32]", [this](DType d) { dtype_ = d; }, kShapeGroup);
+  add_dtype(
+      app, "--dtype", "dtype of Q, K and V [float32; bfloat16 on cuda]", [this](DType d) { dtype_ = d; }, kShapeGroup);
   integer("--batch", "sequences", 0, kMost, [this](auto n) { batch = n; })->default_str(std::to_string(batch));
   integer("--seq", "queries and keys of each sequence", 0, kMost, [this](auto n) {
     seq = n;
@@ -316,7 +317,7 @@ void ProblemFlags::make_ragged(Problem& problem) const {
 
 Problem ProblemFlags::shape(std::int64_t length) const {
   Problem problem;
-  problem.dtype = dtype_;
+  problem.dtype = dtype_.value_or(default_dtype);
   problem.heads_q = heads;
   problem.heads_kv = kv_heads_.value_or(heads);
   problem.dim_qk = dim;
@@ -416,9 +417,11 @@ std::optional<BlockMask> ProblemFlags::blocks(const Problem& problem) const {
 
 void add_tensor_flags(::CLI::App& app, TensorOptions& options) {
   add_seed(app, "--seed", "seed of the random numbers [0]", options.seed)->group(kTensorGroup);
-  add_word(app, "--strides", "how the tensors lie in memory [packed]", {"packed", "heads-first", "padded", "mixed"},
+  add_word(app, "--strides", "how the tensors lie in memory [packed]",
+           {"packed", "heads-first", "padded", "padded16", "mixed", "mixed16"},
            [&options](const std::string& word) {
              options.strides.reset();
+             options.aligned16 = word == "mixed16";
              for (int kind = 0; kind < kStrideKinds; ++kind) {
                if (stride_kind_name(static_cast<StrideKind>(kind)) == word) {
                  options.strides = static_cast<StrideKind>(kind);
@@ -437,7 +440,17 @@ void add_tensor_flags(::CLI::App& app, TensorOptions& options) {
   app.add_flag("--specials", options.specials, "a few NaN and infinities in Q, K and V")->group(kTensorGroup);
 }
 
-void add_plan_flags(::CLI::App& app, PlanOptions& options) {
+void add_plan_flags(::CLI::App& app, PlanOptions& options, ProblemFlags* problem) {
+  add_value(app, "--device", "cpu|cuda[:N]", "where to compute [cpu]", "cpu, cuda, cuda:0, cuda:1, ..",
+            [&options, problem](const std::string& text) {
+              const auto device = to_device(text);
+              options.device = device.value_or(Device{});
+              if (problem != nullptr) {
+                problem->default_dtype = options.device.kind == DeviceKind::cuda ? DType::bfloat16 : DType::float32;
+              }
+              return device.has_value();
+            })
+      ->group(kPlanGroup);
   std::vector<std::string> names;
   for (const ImplInfo& info : implementations()) {
     names.push_back(info.name);
@@ -451,6 +464,10 @@ void add_plan_flags(::CLI::App& app, PlanOptions& options) {
   add_integer(app, "--threads", "threads [all]", 1, 4096, [&options](auto n) {
     options.threads = static_cast<int>(n);
   })->group(kPlanGroup);
+  app.add_flag_callback(
+         "--nondeterministic", [&options] { options.deterministic = false; },
+         "backward on cuda: add the terms of dQ in any order")
+      ->group(kPlanGroup);
 }
 
 }  // namespace tessera::cli

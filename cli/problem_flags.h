@@ -20,6 +20,7 @@ class ProblemFlags {
   std::int64_t seq = 1024;
   std::int64_t heads = 8;
   std::int64_t dim = 64;
+  DType default_dtype = DType::float32;
 
   // What the tensors say: their sizes and dtypes, and which score tensors there are.
   void add_shape(::CLI::App& app);
@@ -53,7 +54,7 @@ class ProblemFlags {
   Alignment alignment() const;
   void apply_bias(Problem& problem) const;
 
-  DType dtype_ = DType::float32;
+  std::optional<DType> dtype_;
   std::optional<DType> output_dtype_;
   bool seq_given_ = false;
   std::optional<std::int64_t> seq_q_, seq_k_, kv_heads_, dim_v_;
@@ -80,7 +81,8 @@ class ProblemFlags {
 };
 
 void add_tensor_flags(::CLI::App& app, TensorOptions& options);
-void add_plan_flags(::CLI::App& app, PlanOptions& options);
+// --device cuda makes bfloat16 the default dtype of `problem`.
+void add_plan_flags(::CLI::App& app, PlanOptions& options, ProblemFlags* problem = nullptr);
 
 // The flags that give this problem and these tensors again.
 std::string to_flags(const Problem& problem, const TensorOptions& options);

@@ -15,7 +15,8 @@ constexpr std::array<double, 3> kSpecials{kInfinity, -kInfinity, std::numeric_li
 enum Stream : std::uint64_t { kQ, kK, kV, kDout, kDlse, kBias, kSlopes, kSinks, kOut, kLse, kDq, kDk, kDv, kDbias };
 
 StrideKind strides_of(const TensorOptions& options, Stream stream) {
-  return options.strides.value_or(static_cast<StrideKind>((options.seed + stream) % kStrideKinds));
+  const StrideKind kind = options.strides.value_or(static_cast<StrideKind>((options.seed + stream) % kMixedKinds));
+  return options.aligned16 && kind == StrideKind::padded ? StrideKind::padded16 : kind;
 }
 
 HostTensor normal_tensor(DType dtype, std::span<const std::int64_t> shape, const TensorOptions& options, Stream stream,
@@ -82,6 +83,11 @@ std::vector<std::int64_t> lse_shape(const Problem& problem) {
     return {problem.heads_q, problem.total_q()};
   }
   return {problem.batch, problem.heads_q, problem.seq_q};
+}
+
+std::string strides_text(const TensorOptions& options) {
+  const bool sixteen = options.aligned16 && options.strides.value_or(StrideKind::padded) == StrideKind::padded;
+  return std::string(options.strides ? stride_kind_name(*options.strides) : "mixed") + (sixteen ? "16" : "");
 }
 
 Problem widened(Problem problem) {

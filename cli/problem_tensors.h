@@ -13,10 +13,14 @@
 
 namespace tessera::cli {
 
+// How many of StrideKind take turns: all but padded16.
+inline constexpr int kMixedKinds = 3;
+
 // What a Problem leaves open about its tensors.
 struct TensorOptions {
   std::uint64_t seed = 0;
-  std::optional<StrideKind> strides = StrideKind::packed;  // nullopt: tensors take turns
+  std::optional<StrideKind> strides = StrideKind::packed;  // nullopt: packed, heads_first and padded take turns
+  bool aligned16 = false;                                  // padded16 wherever `strides` says padded
   double magnitude = 1.0;        // standard deviation of Q and K: larger makes the softmax steeper
   bool alibi_per_batch = false;  // slopes [batch, heads_q] instead of [heads_q]
   bool dlse = false;             // a gradient with respect to LSE
@@ -58,6 +62,9 @@ class ProblemTensors {
 // Shape of a [batch, seq, heads, dim] or ragged [total, heads, dim] tensor of `problem`, and of its LSE.
 std::vector<std::int64_t> token_shape(const Problem& problem, bool query_side, std::int64_t dim);
 std::vector<std::int64_t> lse_shape(const Problem& problem);
+
+// "packed", .., or "mixed" and "mixed16" where the kinds take turns.
+std::string strides_text(const TensorOptions& options);
 
 // `problem` with float64 for every dtype.
 Problem widened(Problem problem);

@@ -98,8 +98,7 @@ std::string to_flags(const Problem& problem, const TensorOptions& options) {
   }
 
   add(options.seed != 0, fmt::format("--seed {}", options.seed));
-  add(options.strides != StrideKind::packed,
-      fmt::format("--strides {}", options.strides ? stride_kind_name(*options.strides) : "mixed"));
+  add(options.strides != StrideKind::packed, "--strides " + strides_text(options));
   add(options.magnitude != 1, fmt::format("--magnitude {}", options.magnitude));
   add(options.alibi_per_batch, "--alibi-per-batch");
   add(options.dlse, "--dlse");

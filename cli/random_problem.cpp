@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "cli/random.h"
+#include "core/fail.h"
 
 namespace tessera::cli {
 
@@ -12,6 +13,8 @@ namespace {
 
 // (query, key) pairs times head dims: bounds the time of the oracle, which visits each in double precision.
 constexpr std::int64_t kMostWork = 1 << 20;
+constexpr std::int64_t kMostWorkOfSm90 = 1 << 23;
+constexpr std::int64_t kDimMultipleOfSm90 = 8;
 
 template <class T, std::size_t N>
 T pick(Random& random, const std::array<T, N>& values) {
@@ -69,6 +72,11 @@ std::int64_t work(const Problem& problem) {
   return pairs * problem.heads_q * (problem.dim_qk + problem.dim_v);
 }
 
+void take_one_head(Problem& problem) {
+  problem.heads_q = problem.group_size() > 1 ? 2 : 1;
+  problem.heads_kv = 1;
+}
+
 // Smaller head dims, then fewer heads, until the problem is small enough.
 void limit_work(Problem& problem) {
   while (work(problem) > kMostWork && problem.dim_qk + problem.dim_v > 16) {
@@ -76,8 +84,19 @@ void limit_work(Problem& problem) {
     problem.dim_v = (problem.dim_v + 1) / 2;
   }
   if (work(problem) > kMostWork) {
-    problem.heads_q = problem.group_size() > 1 ? 2 : 1;
-    problem.heads_kv = 1;
+    take_one_head(problem);
+  }
+}
+
+// Fewer heads, then smaller head dims.
+void limit_work_of_sm90(Problem& problem) {
+  if (work(problem) > kMostWorkOfSm90) {
+    take_one_head(problem);
+  }
+  const auto half = [](std::int64_t dim) { return internal::round_up(dim / 2, kDimMultipleOfSm90); };
+  while (work(problem) > kMostWorkOfSm90 && problem.dim_qk + problem.dim_v > 2 * kDimMultipleOfSm90) {
+    problem.dim_qk = half(problem.dim_qk);
+    problem.dim_v = half(problem.dim_v);
   }
 }
 
@@ -158,7 +177,7 @@ Mask draw_blocks(Random& random, const Problem& problem) {
   return Mask::blocks(BlockMask::over_batch(sequences));
 }
 
-void draw_mask(Random& random, Problem& problem) {
+Alignment draw_alignment(Random& random, const Problem& problem) {
   Alignment alignment;
   const double place = random.uniform();
   if (place > 0.9) {
@@ -166,15 +185,25 @@ void draw_mask(Random& random, Problem& problem) {
   } else if (place > 0.65) {
     alignment = Alignment::top_left();
   }
+  return alignment;
+}
+
+Mask draw_band(Random& random) {
   const auto side = [&] { return random.chance(0.2) ? Mask::kUnlimited : random.between(0, 100); };
   const double kind = random.uniform();
-  Mask mask;
   if (kind < 0.35) {
-    mask = Mask::causal();
-  } else if (kind < 0.65) {
-    const std::int64_t left = side();
-    mask = Mask::window(left, side());
+    return Mask::causal();
   }
+  if (kind < 0.65) {
+    const std::int64_t left = side();
+    return Mask::window(left, side());
+  }
+  return Mask::none();
+}
+
+void draw_mask(Random& random, Problem& problem) {
+  const Alignment alignment = draw_alignment(random, problem);
+  Mask mask = draw_band(random);
   if (random.chance(0.2)) {
     mask = mask & draw_segments(random, problem);
   }
@@ -217,8 +246,8 @@ void draw_dropout(Random& random, Problem& problem) {
 TensorOptions draw_tensors(Random& random) {
   TensorOptions options;
   options.seed = random.next();
-  const std::int64_t kind = random.between(0, kStrideKinds + 1);
-  options.strides = kind >= kStrideKinds ? std::nullopt : std::optional(static_cast<StrideKind>(kind));
+  const std::int64_t kind = random.between(0, kMixedKinds + 1);
+  options.strides = kind >= kMixedKinds ? std::nullopt : std::optional(static_cast<StrideKind>(kind));
   options.magnitude = pick(random, std::array{1.0, 1.0, 1.0, 0.25, 1.5});
   options.alibi_per_batch = random.chance(0.5);
   options.dlse = random.chance(0.3);
@@ -228,10 +257,41 @@ TensorOptions draw_tensors(Random& random) {
   return options;
 }
 
+std::int64_t draw_dim_of_sm90(Random& random) {
+  constexpr std::array<std::int64_t, 8> kCommon{64, 64, 96, 128, 128, 192, 256, 256};
+  return random.chance(0.6) ? pick(random, kCommon) : kDimMultipleOfSm90 * random.between(1, 32);
+}
+
+RandomProblem draw_for_sm90(Random& random) {
+  RandomProblem result;
+  Problem& problem = result.problem;
+  problem.dtype = random.chance(0.6) ? DType::bfloat16 : DType::float16;
+  draw_heads(random, problem);
+  problem.dim_qk = draw_dim_of_sm90(random);
+  problem.dim_v = random.chance(0.7) ? problem.dim_qk : draw_dim_of_sm90(random);
+  draw_lengths(random, problem);
+  limit_work_of_sm90(problem);
+  const Alignment alignment = draw_alignment(random, problem);
+  problem.mask = draw_band(random).with_alignment(alignment);
+  if (random.chance(0.3)) {
+    problem.scale = problem.softmax_scale() * static_cast<float>(0.1 + 1.9 * random.uniform());
+  }
+  const TensorOptions drawn = draw_tensors(random);
+  result.tensors.seed = drawn.seed;
+  result.tensors.strides = drawn.strides == StrideKind::padded ? StrideKind::padded16 : drawn.strides;
+  result.tensors.aligned16 = !drawn.strides;
+  result.tensors.magnitude = drawn.magnitude;
+  result.tensors.dlse = drawn.dlse;
+  return result;
+}
+
 }  // namespace
 
-RandomProblem random_problem(std::uint64_t seed, std::uint64_t index) {
+RandomProblem random_problem(std::uint64_t seed, std::uint64_t index, ProblemSpace space) {
   Random random(seed, index);
+  if (space == ProblemSpace::sm90) {
+    return draw_for_sm90(random);
+  }
   RandomProblem result;
   Problem& problem = result.problem;
   draw_dtypes(random, problem);

@@ -83,6 +83,9 @@ void RankFlags::add(::CLI::App& app) {
 }
 
 DistributedOptions RankFlags::options(const PlanOptions& plan) const {
+  if (plan.device.kind != DeviceKind::cpu) {
+    internal::fail_argument("--device", device_text(plan.device), "cpu beside --distributed");
+  }
   DistributedOptions options;
   options.schedule = schedule.value_or(RingSchedule::automatic);
   options.layout = layout;

@@ -19,6 +19,7 @@ struct RankFlags {
   CommunicatorOptions communicator;
 
   void add(::CLI::App& app);
+  // Throws Error(invalid_argument) for a plan that is not for the CPU.
   DistributedOptions options(const PlanOptions& plan) const;
 };
 

@@ -8,13 +8,16 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include "cli/commands.h"
-#include "cli/compare.h"
+#include "cli/device_tensors.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
 #include "cli/problem_flags.h"
+#include "cli/run_plan.h"
 #include "cli/safetensors.h"
 #include "cli/terminal.h"
 #include "tessera/error.h"
@@ -80,6 +83,7 @@ class Inputs {
   }
 
   bool has(const std::string& name) const { return tensors_.contains(name); }
+  const std::map<std::string, HostTensor>& tensors() const { return tensors_; }
   // Absent when the file has none.
   ConstTensorView view(const std::string& name) const {
     const auto found = tensors_.find(name);
@@ -133,40 +137,89 @@ Problem problem_of_tensors(const Inputs& inputs, const ProblemFlags& flags) {
 // The results by name, in the order of the file.
 using Outputs = std::deque<std::pair<std::string, HostTensor>>;
 
-const TensorView& add_output(Outputs& outputs, const char* name, DType dtype, const std::vector<std::int64_t>& shape) {
-  return outputs.emplace_back(name, HostTensor(dtype, shape)).second.view();
-}
-
-void print_done(const Plan& plan, double seconds) {
+void print_done(const Plan& plan, const Device& device, double seconds) {
   const PlanFacts& facts = plan.facts();
-  fmt::print("{:<9} {:>9}  {}{}, {} thread{}, workspace {}\n", pass_name(plan.pass()), time_text(seconds), facts.impl,
-             facts.isa.empty() ? "" : " (" + facts.isa + ")", facts.threads, facts.threads == 1 ? "" : "s",
+  const std::string where = device.kind == DeviceKind::cuda
+                                ? " on " + device_text(device)
+                                : fmt::format("{}, {} thread{}", facts.isa.empty() ? "" : " (" + facts.isa + ")",
+                                              facts.threads, facts.threads == 1 ? "" : "s");
+  fmt::print("{:<9} {:>9}  {}{}, workspace {}\n", pass_name(plan.pass()), time_text(seconds), facts.impl, where,
              bytes_text(static_cast<double>(facts.workspace_bytes)));
 }
 
-template <class Tensors>
-void run_plan(const Plan& plan, const Tensors& tensors) {
-  const PlanWorkspace workspace(plan);
-  const auto start = std::chrono::steady_clock::now();
-  plan.run(tensors, workspace.bytes());
-  print_done(plan, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-}
+// Runs plans one after another on one device, where the tensors stay in between.
+class Runner {
+ public:
+  Runner(const Problem& problem, const PlanOptions& options) : problem_(problem), options_(options) {
+    if (options.device.kind == DeviceKind::cuda) {
+      copies_.emplace(options.device.index);
+      stream_.emplace(options.device.index);
+    }
+  }
+
+  // A tensor that a pass will read or write.
+  void add(const HostTensor& tensor) {
+    if (copies_) {
+      copies_->add(tensor);
+    }
+  }
+  template <class Tensors>
+  void run(const Tensors& tensors) {
+    const Pass pass = std::is_same_v<Tensors, ForwardTensors> ? Pass::forward : Pass::backward;
+    const Plan plan = Plan::make(problem_, pass, options_);
+    const PlanWorkspace workspace(plan, options_.device);
+    double seconds = 0;
+    if (copies_) {
+      const Tensors moved = copies_->moved(tensors);
+      seconds = stream_->seconds([&] { plan.run(moved, workspace.bytes(), stream_->handle()); });
+      stream_->synchronize();
+    } else {
+      const auto start = std::chrono::steady_clock::now();
+      plan.run(tensors, workspace.bytes());
+      seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    print_done(plan, options_.device, seconds);
+  }
+  void fetch(const Outputs& outputs) const {
+    for (const auto& [name, tensor] : outputs) {
+      if (copies_) {
+        copies_->download(tensor);
+      }
+    }
+  }
+
+ private:
+  const Problem& problem_;
+  const PlanOptions& options_;
+  std::optional<DeviceTensors> copies_;
+  std::optional<internal::DeviceStream> stream_;
+};
 
 Outputs compute(const Problem& problem, const Inputs& inputs, const PlanOptions& options) {
+  Runner runner(problem, options);
+  for (const auto& [name, tensor] : inputs.tensors()) {
+    runner.add(tensor);
+  }
   const DType statistics = problem.dtype == DType::float64 ? DType::float64 : DType::float32;
   const ScoreTensors score{inputs.view("bias"), inputs.view("alibi_slopes"), inputs.view("sinks")};
   Outputs outputs;
+  const auto add_output = [&](const char* name, DType dtype, const std::vector<std::int64_t>& shape) {
+    const HostTensor& tensor = outputs.emplace_back(name, HostTensor(dtype, shape)).second;
+    runner.add(tensor);
+    return tensor.view();
+  };
   ConstTensorView out = inputs.view("out");
   ConstTensorView lse = inputs.view("lse");
   if (out.absent()) {
     ForwardTensors forward{inputs.view("q"), inputs.view("k"), inputs.view("v"), {}, {}, score};
-    forward.out = add_output(outputs, "out", problem.out_dtype(), token_shape(problem, true, problem.dim_v));
-    forward.lse = add_output(outputs, "lse", statistics, lse_shape(problem));
-    run_plan(Plan::make(problem, Pass::forward, options), forward);
+    forward.out = add_output("out", problem.out_dtype(), token_shape(problem, true, problem.dim_v));
+    forward.lse = add_output("lse", statistics, lse_shape(problem));
+    runner.run(forward);
     out = forward.out;
     lse = forward.lse;
   }
   if (!inputs.has("dout")) {
+    runner.fetch(outputs);
     return outputs;
   }
   BackwardTensors backward;
@@ -178,16 +231,17 @@ Outputs compute(const Problem& problem, const Inputs& inputs, const PlanOptions&
   backward.dout = inputs.view("dout");
   backward.dlse = inputs.view("dlse");
   backward.score = score;
-  backward.dq = add_output(outputs, "dq", problem.out_dtype(), token_shape(problem, true, problem.dim_qk));
-  backward.dk = add_output(outputs, "dk", problem.out_dtype(), token_shape(problem, false, problem.dim_qk));
-  backward.dv = add_output(outputs, "dv", problem.out_dtype(), token_shape(problem, false, problem.dim_v));
+  backward.dq = add_output("dq", problem.out_dtype(), token_shape(problem, true, problem.dim_qk));
+  backward.dk = add_output("dk", problem.out_dtype(), token_shape(problem, false, problem.dim_qk));
+  backward.dv = add_output("dv", problem.out_dtype(), token_shape(problem, false, problem.dim_v));
   if (problem.bias_shape) {
-    backward.dbias = add_output(outputs, "dbias", statistics, {problem.bias_shape->begin(), problem.bias_shape->end()});
+    backward.dbias = add_output("dbias", statistics, {problem.bias_shape->begin(), problem.bias_shape->end()});
   }
   if (problem.sinks) {
-    backward.dsinks = add_output(outputs, "dsinks", statistics, {problem.heads_q});
+    backward.dsinks = add_output("dsinks", statistics, {problem.heads_q});
   }
-  run_plan(Plan::make(problem, Pass::backward, options), backward);
+  runner.run(backward);
+  runner.fetch(outputs);
   return outputs;
 }
 

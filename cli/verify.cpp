@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cli/commands.h"
@@ -16,6 +17,7 @@
 #include "cli/random_problem.h"
 #include "cli/terminal.h"
 #include "core/fail.h"
+#include "cuda/device.h"
 #include "tessera/error.h"
 
 namespace tessera::cli {
@@ -28,9 +30,13 @@ struct VerifyFlags {
   RankFlags ranks;
   std::int64_t random = 0;
   std::int64_t first = 0;
+  std::optional<ProblemSpace> space;  // nullopt: what the device computes
 };
 
-std::string plan_text(const PlanFacts& facts) {
+std::string plan_text(const PlanFacts& facts, const Device& device) {
+  if (device.kind == DeviceKind::cuda) {
+    return fmt::format("{} on {}", facts.impl, device_text(device));
+  }
   return fmt::format("{}{}, {} thread{}", facts.impl, facts.isa.empty() ? "" : " (" + facts.isa + ")", facts.threads,
                      facts.threads == 1 ? "" : "s");
 }
@@ -62,7 +68,8 @@ namespace {
 int verify_one(const VerifyFlags& flags) {
   const Problem problem = flags.problem.problem();
   const CheckResult result = check_problem(problem, flags.options);
-  fmt::print("{}\n{} against the oracle in double precision{}\n\n", bold(problem.describe()), plan_text(result.forward),
+  fmt::print("{}\n{} against the oracle in double precision{}\n\n", bold(problem.describe()),
+             plan_text(result.forward, flags.options.plan.device),
              result.has_standard ? "" : "; the standard Impl does not take this problem");
   print_checks(result);
   fmt::print("\nerror = ||x - ref|| / ||ref||; allowed: the numerics contract\n{}\n",
@@ -103,8 +110,10 @@ void print_failure(const RandomProblem& random, const CheckResult& result, const
   fmt::print("{} problem {}: {}\n", red("FAIL"), index, random.problem.describe());
   print_checks(result);
   const PlanOptions& plan = flags.options.plan;
-  fmt::print("again: tessera verify {}{}{}{}\n\n", to_flags(random.problem, random.tensors),
-             plan.impl.empty() ? "" : " --impl " + plan.impl, plan.isa.empty() ? "" : " --isa " + plan.isa,
+  fmt::print("again: tessera verify {}{}{}{}{}{}\n\n", to_flags(random.problem, random.tensors),
+             plan.device == Device{} ? "" : " --device " + device_text(plan.device),
+             plan.deterministic ? "" : " --nondeterministic", plan.impl.empty() ? "" : " --impl " + plan.impl,
+             plan.isa.empty() ? "" : " --isa " + plan.isa,
              plan.threads == 0 ? "" : fmt::format(" --threads {}", plan.threads));
 }
 
@@ -133,23 +142,28 @@ void print_tally(const Tally& tally, std::int64_t problems) {
              tally.failed > 0 ? ", " + red(fmt::format("{} FAILED", tally.failed)) : "");
 }
 
-// The part of Plan::make's message that says why, without the problem.
-std::string reason_of(const Error& error) {
+// The part of Plan::make's message that says why, without the problem; on a GPU that of its Impl, which comes first.
+std::string reason_of(const Error& error, const Device& device) {
   const std::string text = error.what();
-  const std::size_t start = text.find("); ");
-  return start == std::string::npos ? text : text.substr(start + 3);
+  const std::size_t found = text.find("); ");
+  const std::string reasons = found == std::string::npos ? text : text.substr(found + 3);
+  return device.kind == DeviceKind::cuda ? reasons.substr(0, reasons.find("; ")) : reasons;
 }
 
 int verify_random(const VerifyFlags& flags) {
   const std::uint64_t seed = flags.options.tensors.seed;
-  fmt::print("{}\n", bold(fmt::format("{} random problems, seed {}, from number {}", flags.random, seed, flags.first)));
+  const bool cuda = flags.options.plan.device.kind == DeviceKind::cuda;
+  const ProblemSpace space = flags.space.value_or(cuda ? ProblemSpace::sm90 : ProblemSpace::all);
+  fmt::print("{}\n",
+             bold(fmt::format("{} random problems{}, seed {}, from number {}", flags.random,
+                              space == ProblemSpace::sm90 ? " of those that sm90 takes" : "", seed, flags.first)));
   std::fflush(stdout);
   Tally tally;
   Progress progress(flags.random);
   for (std::int64_t n = 0; n < flags.random; ++n) {
     const std::int64_t index = flags.first + n;
     progress.step(tally.failed > 0 ? fmt::format("{} failed", tally.failed) : "", n);
-    const RandomProblem random = random_problem(seed, static_cast<std::uint64_t>(index));
+    const RandomProblem random = random_problem(seed, static_cast<std::uint64_t>(index), space);
     CheckOptions options = flags.options;
     options.tensors = random.tensors;
     try {
@@ -164,7 +178,7 @@ int verify_random(const VerifyFlags& flags) {
         throw;
       }
       ++tally.refused;
-      ++tally.refusals[reason_of(error)];
+      ++tally.refusals[reason_of(error, options.plan.device)];
       continue;
     }
     for (const std::string& feature : features_of(random)) {
@@ -179,6 +193,9 @@ int verify_random(const VerifyFlags& flags) {
 int verify(const VerifyFlags& flags) {
   if (flags.ranks.schedule && flags.random > 0) {
     internal::fail_argument("--random", flags.random, "absent beside --distributed");
+  }
+  if (flags.options.plan.device.kind == DeviceKind::cuda && !flags.ranks.schedule) {
+    internal::cuda_device(flags.options.plan.device.index);  // one error, where every problem would be refused
   }
   return flags.ranks.schedule ? verify_over_ranks(flags.problem.problem(), flags.options, flags.ranks)
          : flags.random > 0   ? verify_random(flags)
@@ -195,18 +212,22 @@ Command add_verify(::CLI::App& root) {
   flags->problem.add_shape(*app);
   flags->problem.add_options(*app);
   add_tensor_flags(*app, flags->options.tensors);
-  add_plan_flags(*app, flags->options.plan);
+  add_plan_flags(*app, flags->options.plan, &flags->problem);
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
   add_integer(*app, "--random", "check this many random problems over the whole feature space instead", 1, kMost,
               [flags](auto n) { flags->random = n; });
   add_integer(*app, "--first", "with --random: number of the first problem [0]", 0, kMost,
               [flags](auto n) { flags->first = n; });
+  add_word(*app, "--space", "with --random: what they are drawn from [all; on cuda sm90, what that Impl takes]",
+           {"all", "sm90"},
+           [flags](const std::string& word) { flags->space = word == "all" ? ProblemSpace::all : ProblemSpace::sm90; });
   app->add_flag_callback("--forward-only", [flags] { flags->options.backward = false; }, "leave the backward pass out");
   app->footer(
       "Exit status: 0 all within bounds, 1 a failure, 2 bad flags.\n"
       "Examples:\n"
       "  tessera verify --seq-q 100 --seq-k 333 --mask causal --heads 6 --kv-heads 2 --alibi\n"
       "  tessera verify --random 500 --seed 7\n"
+      "  tessera verify --device cuda --random 500 --seed 7\n"
       "  mpirun -n 4 tessera verify --distributed burst --mask causal");
   flags->ranks.add(*app);
   return {app, [flags] { return verify(*flags); }};

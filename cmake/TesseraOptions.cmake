@@ -27,6 +27,15 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   add_compile_options(-Wno-restrict)  # false alarms on std::string's operator+ (GCC bug 105651)
 endif()
 
+# Builds that run tests alone: several sources to a translation unit. The command line, whose header-only parsers are most of a
+# sanitizer's build, compiles in about half the time.
+if(NOT DEFINED CMAKE_UNITY_BUILD AND (TESSERA_SANITIZE OR CMAKE_CROSSCOMPILING))
+  set(CMAKE_UNITY_BUILD ON)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    add_compile_options(-Wno-subobject-linkage)  # of unnamed namespaces in what it takes for a header
+  endif()
+endif()
+
 if(TESSERA_SANITIZE)
   add_compile_options(-fsanitize=${TESSERA_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${TESSERA_SANITIZE})

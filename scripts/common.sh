@@ -43,7 +43,7 @@ configure_and_build() {
   cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" --target "${@:2}"
 }
 
-# The C++ files that git tracks or would track, each ended by a null byte.
+# The C++ and CUDA files that git tracks or would track, each ended by a null byte.
 own_cpp_sources() {
-  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp'
+  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' '*.cuh' '*.def'
 }

@@ -4,9 +4,26 @@ The status is 1 if a test failed, if a folder has no results or if a stage of th
 """
 
 import argparse
+import collections
 import pathlib
+import re
 import sys
 import xml.etree.ElementTree as ET
+
+
+def needs_gpu(case: ET.Element) -> bool:
+    """By its label or, as an older ctest leaves labels out, by its name."""
+    labels = case.find("properties/property[@name='cmake_labels']")
+    return "gpu" in (labels.get("value", "").split(";") if labels is not None else case.get("name", ""))
+
+
+def reason(case: ET.Element) -> str:
+    """GoogleTest's words for why it skipped the test, else ctest's."""
+    words = re.search(r": Skipped\n(.+)", case.findtext("system-out", ""))
+    if words:
+        return words[1]
+    skipped = case.find("skipped")
+    return "" if skipped is None else skipped.get("message", "")
 
 
 def main() -> int:
@@ -15,7 +32,8 @@ def main() -> int:
     parser.add_argument("builds", nargs="+", type=pathlib.Path)
     arguments = parser.parse_args()
 
-    passed = failed = skipped = 0
+    passed = failed = 0
+    skipped, skipped_for_gpu = [], []
     for build in arguments.builds:
         results = build / "results.xml"
         if not results.exists():
@@ -30,13 +48,15 @@ def main() -> int:
             elif status == "run":
                 passed += 1
             else:
-                skipped += 1
-                reason = case.find("skipped")
-                print(f"skipped {build.name}: {case.get('name')} {'' if reason is None else reason.get('message', '')}")
+                (skipped_for_gpu if needs_gpu(case) else skipped).append((build, case))
+    for build, case in skipped:
+        print(f"skipped {build.name}: {case.get('name')} {reason(case)}")
+    for why, count in collections.Counter(reason(case) for _, case in skipped_for_gpu).items():
+        print(f"skipped: {count} tests that need a GPU: {why}")
     missing = sum(not (build / "results.xml").exists() for build in arguments.builds)
     # A stage that failed without a failing test of its own (a build, the linters, a fuzzer) counts as one failure.
     failed = max(failed, arguments.failed_stages, missing)
-    print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
+    print(f"\n{passed} passed, {failed} failed, {len(skipped) + len(skipped_for_gpu)} skipped")
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs (and, with `test`, what the tests need besides): Debian packages that are missing, by
-# name, and the pinned Python tools into .venv (with `test`, torch and JAX into .venv-torch: 1.7 GB). Does nothing,
+# name, and the pinned Python tools into .venv (with `test`, torch and JAX into .venv-torch: 1.7 GB). nvcc, which builds the
+# GPU kernels, comes into .venv with `test`, or where there is an NVIDIA GPU, unless there is one already. Does nothing,
 # quickly, when all is there. Usage: setup.sh [test]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -76,20 +77,42 @@ if ((${#missing[@]} > 0)); then
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${wanted[@]}"
 fi
 
-# install_into VENV REQUIREMENTS: unless it has just these already.
+# install_into VENV REQUIREMENTS [RECORD]: unless the record in VENV says that it has just these already.
 install_into() {
-  if [[ -x "$1/bin/python" ]] && cmp -s "$2" "$1/.requirements"; then
+  local record="$1/${3:-.requirements}"
+  if [[ -x "$1/bin/python" ]] && cmp -s "$2" "$record"; then
     return
   fi
   echo "setup: installing the Python packages of $2 into $1"
   [[ -x "$1/bin/python" ]] || python3 -m venv "$1"
-  "$1/bin/python" -m pip install -q --disable-pip-version-check -r "$2" && cp "$2" "$1/.requirements"
+  "$1/bin/python" -m pip install -q --disable-pip-version-check -r "$2" && cp "$2" "$record"
+}
+
+# Whether there is an nvcc that the build takes, in the places where cmake/TesseraCuda.cmake looks.
+nvcc_is_there() {
+  local nvcc version
+  for nvcc in "${CUDACXX:-nvcc}" nvcc "${CUDA_HOME:-${CUDA_PATH:-/usr/local/cuda}}/bin/nvcc"; do
+    version="$("$nvcc" --version 2>/dev/null | sed -n 's/.*, V\([0-9.]*\)$/\1/p')"
+    if [[ -n "$version" && "$(printf '%s\n' 12.4 "$version" | sort -V | head -1)" == 12.4 ]]; then
+      return
+    fi
+  done
+  return 1
+}
+
+gpu_is_there() {
+  [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1
 }
 
 install_into "$venv" scripts/requirements.txt
 if [[ "${1:-}" == test ]] && ! install_into "$torch_venv" scripts/requirements-torch.txt; then
   rm -rf "$torch_venv"
   echo "setup: torch and its like cannot be installed; the tests that need them will be skipped" >&2
+fi
+if [[ "${1:-}" == test ]] || gpu_is_there; then
+  if ! nvcc_is_there && ! install_into "$venv" scripts/requirements-cuda.txt .requirements-cuda; then
+    echo "setup: nvcc cannot be installed; the library is built without CUDA" >&2
+  fi
 fi
 # A distribution whose CMake is older than 3.25 gets one from PyPI.
 if ! cmake_is_new_enough 2>/dev/null && ! [[ -x "$venv/bin/cmake" ]]; then

@@ -11,6 +11,7 @@ enum class ErrorCode {
   unsupported,       // a valid request that no implementation on this machine accepts
   io,                // a file that cannot be read, written or parsed
   peer,              // another rank failed, left, is silent or plans something else; the message names it
+  device,            // a call of the CUDA driver failed; the message has the call and the cause
   internal,          // a defect of this library
 };
 

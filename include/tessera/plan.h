@@ -49,12 +49,27 @@ struct PlanOptions {
   // Backward: the keys are a part of those that `out`, `lse` and `dlse` are about, as in one step of a ring. The gradients
   // are then this part's share: dK and dV of these keys, and a term of dQ.
   bool part_of_keys = false;
+  // Backward: the same bits in every run. On a GPU, false lets the terms of dQ be added in any order.
+  bool deterministic = true;
 };
 
 // Measured rates of a machine, for predictions.
 struct MachineRates {
-  double flops_per_second = 0;   // of one thread, float32
+  double flops_per_second = 0;   // of one thread, float32; of a GPU, its matrix products in 16 bits
   std::int64_t cache_bytes = 0;  // the fast memory M of the IO model
+};
+
+// One kernel that a plan launches on a GPU.
+struct KernelFacts {
+  std::string name;
+  std::int64_t tile_q = 0, tile_k = 0;
+  int stages = 0;                 // tiles of K and V (or of Q and dO) in flight
+  int threads = 0;                // of a block
+  int registers = 0;              // of a thread, as the compiler reports them
+  std::int64_t spill_bytes = 0;   // of a thread
+  std::int64_t shared_bytes = 0;  // of a block
+  std::int64_t blocks = 0;
+  double waves = 0;  // blocks' worth of work over the blocks that run at once
 };
 
 // Everything that explain() prints, as data.
@@ -68,6 +83,7 @@ struct PlanFacts {
   double flops = 0;  // in the visited tiles: 2 (dim_qk + dim_v) a pair forward, 2 (3 dim_qk + 2 dim_v) backward
   double flops_of_pairs = 0;  // of the pairs that attend alone
   std::int64_t workspace_bytes = 0;
+  std::vector<KernelFacts> kernels;   // of a GPU plan, in launch order
   std::vector<std::string> refusals;  // "impl: reason", of the Impls that come before the chosen one
 };
 
@@ -122,6 +138,23 @@ struct CpuInfo {
   std::int64_t l2_bytes = 0;      // of one core; 0 when unknown
 };
 CpuInfo cpu_info();
+
+struct CudaDeviceInfo {
+  int index = 0;
+  std::string name;
+  int capability_major = 0, capability_minor = 0;
+  int multiprocessors = 0;
+  std::int64_t memory_bytes = 0;
+  std::int64_t l2_bytes = 0;
+  std::int64_t shared_bytes = 0;  // the most that a block can have
+};
+
+struct CudaInfo {
+  std::string unavailable;  // why there are no devices; empty when there are
+  std::string driver;       // CUDA version of the driver, "13.0"; empty without one
+  std::vector<CudaDeviceInfo> devices;
+};
+CudaInfo cuda_info();
 
 // Multiply-adds in registers alone with the given instruction set ("" for the selected one), one thread, best of many
 // short runs: FLOP/s. Takes about 10 ms.

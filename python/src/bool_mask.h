@@ -5,8 +5,9 @@
 #include <optional>
 #include <vector>
 
-#include "options.h"
+#include "tensors.h"
 #include "tessera/block_mask.h"
+#include "tessera/error.h"
 #include "tessera/mask.h"
 
 namespace tessera::python {

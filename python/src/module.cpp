@@ -3,19 +3,24 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bool_mask.h"
 #include "options.h"
 #include "plan_cache.h"
+#include "tensors.h"
 #include "tessera/tessera.h"
 #include "workspace_pool.h"
 
@@ -35,9 +40,50 @@ WorkspacePool& workspaces() {
   return pool;
 }
 
+// A new tensor of q's framework and device: `allocate(shape, dtype name)`, or None where the framework is unknown.
+class Allocator {
+ public:
+  Allocator(const nb::object& allocate, nb::handle like) : allocate_(allocate), like_(like) {}
+
+  bool known() const { return !allocate_.is_none(); }
+
+  nb::object operator()(const std::vector<std::int64_t>& shape, std::string_view dtype) const {
+    if (!known()) {
+      const std::string text = "cannot allocate " + std::string(dtype) + nb::str(nb::cast(shape)).c_str() + " like " +
+                               nb::str(like_.type().attr("__name__")).c_str() +
+                               "; accepted: NumPy arrays, CuPy arrays, torch tensors, or every output given";
+      throw nb::type_error(text.c_str());
+    }
+    return allocate_(shape, dtype);
+  }
+
+ private:
+  const nb::object& allocate_;
+  nb::handle like_;
+};
+
+// The framework's own allocator knows the stream, also in a graph that is captured, and keeps memory for the next call.
+// Its memory may be given back as soon as the kernels are enqueued.
+template <class Tensors>
+void run_on_gpu(const Plan& plan, const Tensors& tensors, const Allocator& allocate, const Call& call) {
+  std::span<std::byte> workspace;
+  Output memory;
+  if (plan.workspace_bytes() > 0 && allocate.known()) {
+    const std::int64_t floats = (plan.workspace_bytes() + 3) / 4;
+    memory = output_of(allocate({floats}, "float32"), "workspace", call.plan.device);
+    workspace = {static_cast<std::byte*>(memory.view.data), static_cast<std::size_t>(floats) * 4};
+  }
+  const nb::gil_scoped_release release;
+  plan.run(tensors, workspace, call.stream);
+}
+
 // Waits for no other call: runs with a workspace of its own and without the interpreter lock.
 template <class Tensors>
-void run(const Plan& plan, const Tensors& tensors) {
+void run(const Plan& plan, const Tensors& tensors, const Allocator& allocate, const Call& call) {
+  if (call.plan.device.kind == DeviceKind::cuda) {
+    run_on_gpu(plan, tensors, allocate, call);
+    return;
+  }
   const nb::gil_scoped_release release;
   const auto workspace = workspaces().lease(plan.workspace_bytes());
   plan.run(tensors, workspace.bytes());
@@ -61,6 +107,7 @@ void translate(const std::exception_ptr& pointer, void* /*payload*/) {
       case ErrorCode::peer:
         type = PyExc_ConnectionError;
         break;
+      case ErrorCode::device:
       case ErrorCode::internal:
         break;
     }
@@ -68,39 +115,26 @@ void translate(const std::exception_ptr& pointer, void* /*payload*/) {
   }
 }
 
-// A tensor that is written: the caller's, or one that `allocate(shape, dtype name)` makes.
-struct Output {
-  nb::object object = nb::none();
-  TensorView view;
-};
-
-Output output_of(const nb::object& given, const char* name, const nb::callable& allocate,
-                 const std::vector<std::int64_t>& shape, DType dtype) {
-  Output output;
-  output.object = given.is_none() ? allocate(shape, std::string(dtype_name(dtype))) : given;
-  MutableArray array;
-  if (!nb::try_cast<MutableArray>(output.object, array)) {
-    throw Error(ErrorCode::invalid_argument, std::string(name) + ": " + nb::type_name(output.object.type()).c_str() +
-                                                 "; accepted: a DLPack tensor that can be written");
-  }
-  output.view = view_of(array, name);
-  return output;
+// The caller's tensor, or a new one.
+Output given_or_new(const nb::object& given, const char* name, const Allocator& allocate,
+                    const std::vector<std::int64_t>& shape, DType dtype, const Device& device) {
+  return output_of(given.is_none() ? allocate(shape, dtype_name(dtype)) : given, name, device);
 }
 
 // For the gradient of an optional input: False or None leaves it out, True allocates it, a tensor is written to.
-Output optional_output_of(const nb::object& wanted, const char* name, bool has_input, const nb::callable& allocate,
-                          const std::vector<std::int64_t>& shape, DType dtype) {
+Output optional_output(const nb::object& wanted, const char* name, bool has_input, const Allocator& allocate,
+                       const std::vector<std::int64_t>& shape, DType dtype, const Device& device) {
   if (wanted.is_none() || wanted.is(nb::bool_(false))) {
     return {};
   }
   if (!wanted.is(nb::bool_(true))) {
-    return output_of(wanted, name, allocate, shape, dtype);
+    return output_of(wanted, name, device);
   }
   if (!has_input) {
     throw Error(ErrorCode::invalid_argument,
                 std::string(name) + ": True; accepted: False, since the input that it is the gradient of is not given");
   }
-  return output_of(nb::none(), name, allocate, shape, dtype);
+  return given_or_new(nb::none(), name, allocate, shape, dtype, device);
 }
 
 std::vector<std::int64_t> rows(const Problem& problem, bool query_side, std::int64_t heads, std::int64_t dim) {
@@ -119,83 +153,96 @@ std::vector<std::int64_t> lse_shape(const Problem& problem) {
 
 DType statistics_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
-nb::tuple forward(const Array& q, const Array& k, const Array& v, const nb::object& out, const nb::object& lse,
-                  const nb::callable& allocate, const nb::dict& options) {
+// q, k and v, all where q is, and what is to be computed of them.
+struct Inputs {
+  Inputs(nb::handle q_, nb::handle k_, nb::handle v_, const nb::dict& options)
+      : q(input_of(q_, "q")),
+        k(input_of(k_, "k", q.view.device)),
+        v(input_of(v_, "v", q.view.device)),
+        call(make_call(q.view, k.view, v.view, options)) {}
+
+  Input q, k, v;
+  Call call;
+};
+
+nb::tuple forward(nb::handle q, nb::handle k, nb::handle v, const nb::object& out, const nb::object& lse,
+                  const nb::object& allocate_like_q, const nb::dict& options) {
+  Inputs inputs(q, k, v, options);
+  inputs.call.plan.deterministic = true;  // nothing in this pass that it would change
+  const Problem& problem = inputs.call.problem;
+  const Device& device = inputs.call.plan.device;
+  const Allocator allocate(allocate_like_q, q);
+  const auto plan = plan_cache().get(problem, Pass::forward, inputs.call.plan);
+
   ForwardTensors tensors;
-  tensors.q = view_of(q, "q");
-  tensors.k = view_of(k, "k");
-  tensors.v = view_of(v, "v");
-  const Call call = make_call(tensors.q, tensors.k, tensors.v, options);
-  const Problem& problem = call.problem;
-  const Plan plan = plan_cache().get(problem, Pass::forward, call.plan);
-  const Output o =
-      output_of(out, "out", allocate, rows(problem, true, problem.heads_q, problem.dim_v), problem.out_dtype());
-  const Output l = output_of(lse, "lse", allocate, lse_shape(problem), statistics_dtype(problem.dtype));
+  tensors.q = inputs.q.view;
+  tensors.k = inputs.k.view;
+  tensors.v = inputs.v.view;
+  const Output o = given_or_new(out, "out", allocate, rows(problem, true, problem.heads_q, problem.dim_v),
+                                problem.out_dtype(), device);
+  const Output l = given_or_new(lse, "lse", allocate, lse_shape(problem), statistics_dtype(problem.dtype), device);
   tensors.out = o.view;
   tensors.lse = l.view;
-  tensors.score = call.score;
-  run(plan, tensors);
+  tensors.score = inputs.call.score;
+  run(*plan, tensors, allocate, inputs.call);
   return nb::make_tuple(o.object, l.object);
 }
 
-nb::tuple backward(const Array& dout, const Array& q, const Array& k, const Array& v, const Array& out,
-                   const Array& lse, const std::optional<Array>& dlse, const nb::dict& wanted,
-                   const nb::callable& allocate, const nb::dict& options) {
-  BackwardTensors tensors;
-  tensors.q = view_of(q, "q");
-  tensors.k = view_of(k, "k");
-  tensors.v = view_of(v, "v");
-  tensors.out = view_of(out, "out");
-  tensors.lse = view_of(lse, "lse");
-  tensors.dout = view_of(dout, "dout");
-  if (dlse) {
-    tensors.dlse = view_of(*dlse, "dlse");
-  }
-  const Call call = make_call(tensors.q, tensors.k, tensors.v, options);
-  const Problem& problem = call.problem;
-  const Plan plan = plan_cache().get(problem, Pass::backward, call.plan);
+nb::tuple backward(nb::handle dout, nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
+                   nb::handle dlse, const nb::dict& wanted, const nb::object& allocate_like_q,
+                   const nb::dict& options) {
+  const Inputs inputs(q, k, v, options);
+  const Problem& problem = inputs.call.problem;
+  const Device& device = inputs.call.plan.device;
+  const Allocator allocate(allocate_like_q, q);
+  const Input o = input_of(out, "out", device);
+  const Input l = input_of(lse, "lse", device);
+  const Input d = input_of(dout, "dout", device);
+  const Input dl = dlse.is_none() ? Input{} : input_of(dlse, "dlse", device);
+  const auto plan = plan_cache().get(problem, Pass::backward, inputs.call.plan);
 
   const DType dtype = problem.out_dtype();
   const Output dq =
-      output_of(wanted["dq"], "dq", allocate, rows(problem, true, problem.heads_q, problem.dim_qk), dtype);
+      given_or_new(wanted["dq"], "dq", allocate, rows(problem, true, problem.heads_q, problem.dim_qk), dtype, device);
   const Output dk =
-      output_of(wanted["dk"], "dk", allocate, rows(problem, false, problem.heads_kv, problem.dim_qk), dtype);
+      given_or_new(wanted["dk"], "dk", allocate, rows(problem, false, problem.heads_kv, problem.dim_qk), dtype, device);
   const Output dv =
-      output_of(wanted["dv"], "dv", allocate, rows(problem, false, problem.heads_kv, problem.dim_v), dtype);
+      given_or_new(wanted["dv"], "dv", allocate, rows(problem, false, problem.heads_kv, problem.dim_v), dtype, device);
   const auto bias_shape = problem.bias_shape.value_or(std::array<std::int64_t, 4>{});
-  const Output dbias = optional_output_of(wanted["dbias"], "dbias", problem.bias_shape.has_value(), allocate,
-                                          {bias_shape.begin(), bias_shape.end()}, problem.bias_dtype);
-  const Output dsinks = optional_output_of(wanted["dsinks"], "dsinks", problem.sinks, allocate, {problem.heads_q},
-                                           statistics_dtype(problem.dtype));
-  tensors.dq = dq.view;
-  tensors.dk = dk.view;
-  tensors.dv = dv.view;
-  tensors.dbias = dbias.view;
-  tensors.dsinks = dsinks.view;
-  tensors.score = call.score;
-  run(plan, tensors);
+  const Output dbias = optional_output(wanted["dbias"], "dbias", problem.bias_shape.has_value(), allocate,
+                                       {bias_shape.begin(), bias_shape.end()}, problem.bias_dtype, device);
+  const Output dsinks = optional_output(wanted["dsinks"], "dsinks", problem.sinks, allocate, {problem.heads_q},
+                                        statistics_dtype(problem.dtype), device);
+  BackwardTensors tensors{inputs.q.view, inputs.k.view, inputs.v.view,    o.view,  l.view,
+                          d.view,        dl.view,       dq.view,          dk.view, dv.view,
+                          dbias.view,    dsinks.view,   inputs.call.score};
+  run(*plan, tensors, allocate, inputs.call);
   return nb::make_tuple(dq.object, dk.object, dv.object, dbias.object, dsinks.object);
 }
 
-nb::tuple merge_partials(const Array& out_a, const Array& lse_a, const Array& out_b, const Array& lse_b,
-                         const nb::object& out, const nb::object& lse, const nb::callable& allocate) {
-  const ConstPartial a{view_of(out_a, "out_a"), view_of(lse_a, "lse_a")};
-  const ConstPartial b{view_of(out_b, "out_b"), view_of(lse_b, "lse_b")};
+nb::tuple merge_partials(nb::handle out_a, nb::handle lse_a, nb::handle out_b, nb::handle lse_b, const nb::object& out,
+                         const nb::object& lse, const nb::object& allocate_like_a) {
+  const Input o_a = input_of(out_a, "out_a");
+  const Device device = o_a.view.device;
+  const Input l_a = input_of(lse_a, "lse_a", device);
+  const Input o_b = input_of(out_b, "out_b", device);
+  const Input l_b = input_of(lse_b, "lse_b", device);
+  const Allocator allocate(allocate_like_a, out_a);
   const auto shape_of = [](const ConstTensorView& view) {
     return std::vector<std::int64_t>(view.shape.begin(), view.shape.begin() + view.rank);
   };
-  const Output o = output_of(out, "out", allocate, shape_of(a.out), a.out.dtype);
-  const Output l = output_of(lse, "lse", allocate, shape_of(a.lse), a.lse.dtype);
+  const Output o = given_or_new(out, "out", allocate, shape_of(o_a.view), o_a.view.dtype, device);
+  const Output l = given_or_new(lse, "lse", allocate, shape_of(l_a.view), l_a.view.dtype, device);
   {
     const nb::gil_scoped_release release;
-    merge(a, b, {o.view, l.view});
+    merge({o_a.view, l_a.view}, {o_b.view, l_b.view}, {o.view, l.view});
   }
   return nb::make_tuple(o.object, l.object);
 }
 
-std::string explain(const Array& q, const Array& k, const Array& v, bool backward_pass, const nb::dict& options) {
-  const Call call = make_call(view_of(q, "q"), view_of(k, "k"), view_of(v, "v"), options);
-  return plan_cache().get(call.problem, backward_pass ? Pass::backward : Pass::forward, call.plan).explain();
+std::string explain(nb::handle q, nb::handle k, nb::handle v, bool backward_pass, const nb::dict& options) {
+  const Call call = Inputs(q, k, v, options).call;
+  return plan_cache().get(call.problem, backward_pass ? Pass::backward : Pass::forward, call.plan)->explain();
 }
 
 // A key number for each token of each sequence: its range has 1, what is before and after it 0 and 2.
@@ -214,9 +261,9 @@ nb::tuple segments_of(const std::vector<Range>& keys, std::int64_t seq_q, std::i
 }
 
 // The options that mean the same as a boolean mask: of a band where it is one, unless other options would move with it.
-nb::dict options_of_mask(const Array& mask, const Array& q, const Array& k, bool as_band) {
-  const ConstTensorView queries = view_of(q, "q");
-  const ConstTensorView keys = view_of(k, "k");
+nb::dict options_of_mask(const Array& mask, nb::handle q, nb::handle k, bool as_band) {
+  const ConstTensorView queries = input_of(q, "q").view;
+  const ConstTensorView keys = input_of(k, "k").view;
   if (queries.rank != 4 || keys.rank != 4) {
     throw Error(ErrorCode::invalid_argument,
                 "mask: a boolean tensor with q " + queries.describe() + "; accepted: q [batch, seq, heads, dim]");
@@ -300,6 +347,26 @@ void define_block_mask(nb::module_& module) {
       .def("__repr__", &BlockMask::describe);
 }
 
+nb::dict cuda_facts() {
+  const CudaInfo cuda = cuda_info();
+  nb::list devices;
+  for (const CudaDeviceInfo& device : cuda.devices) {
+    nb::dict row;
+    row["index"] = device.index;
+    row["name"] = device.name;
+    row["capability"] = nb::make_tuple(device.capability_major, device.capability_minor);
+    row["multiprocessors"] = device.multiprocessors;
+    row["memory_bytes"] = device.memory_bytes;
+    row["l2_bytes"] = device.l2_bytes;
+    devices.append(row);
+  }
+  nb::dict result;
+  result["unavailable"] = cuda.unavailable.empty() ? nb::object(nb::none()) : nb::cast(cuda.unavailable);
+  result["driver"] = cuda.driver.empty() ? nb::object(nb::none()) : nb::cast(cuda.driver);
+  result["devices"] = devices;
+  return result;
+}
+
 nb::dict info() {
   const CpuInfo cpu = cpu_info();
   nb::list impls;
@@ -312,6 +379,7 @@ nb::dict info() {
     impls.append(row);
   }
   nb::dict result;
+  result["cuda"] = cuda_facts();
   result["version"] = kVersion;
   result["isas"] = cpu.isas;
   result["selected_isa"] = cpu.selected_isa;
@@ -330,11 +398,11 @@ NB_MODULE(_tessera, module) {
   nb::register_exception_translator(tp::translate);
   tp::define_block_mask(module);
   module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
-             nb::arg("lse").none(), nb::arg("allocate"), nb::arg("options"));
+             nb::arg("lse").none(), nb::arg("allocate").none(), nb::arg("options"));
   module.def("backward", &tp::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
-             nb::arg("lse"), nb::arg("dlse").none(), nb::arg("wanted"), nb::arg("allocate"), nb::arg("options"));
+             nb::arg("lse"), nb::arg("dlse").none(), nb::arg("wanted"), nb::arg("allocate").none(), nb::arg("options"));
   module.def("merge", &tp::merge_partials, nb::arg("out_a"), nb::arg("lse_a"), nb::arg("out_b"), nb::arg("lse_b"),
-             nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate"));
+             nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate").none());
   module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),
              nb::arg("options"));
   module.def("options_of_mask", &tp::options_of_mask, nb::arg("mask"), nb::arg("q"), nb::arg("k"), nb::arg("as_band"));

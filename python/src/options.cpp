@@ -3,16 +3,17 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
-
-#include "tessera/dlpack.h"
 
 namespace nb = nanobind;
 
@@ -24,30 +25,37 @@ namespace {
   throw Error(ErrorCode::invalid_argument, argument + ": " + value + "; accepted: " + accepted);
 }
 
-template <class NbArray>
-TensorView writable_view(const NbArray& array, const std::string& name) {
-  nb::dlpack::dltensor tensor;
-  tensor.data = const_cast<void*>(static_cast<const void*>(array.data()));
-  tensor.device = {array.device_type(), array.device_id()};
-  tensor.ndim = static_cast<std::int32_t>(array.ndim());
-  tensor.dtype = array.dtype();
-  tensor.shape = const_cast<std::int64_t*>(array.shape_ptr());
-  tensor.strides = const_cast<std::int64_t*>(array.stride_ptr());
-  try {
-    return from_dlpack(tensor);
-  } catch (const Error& error) {
-    throw Error(error.code(), name + ": " + error.what());
+// The keywords that are given. A call has few, which a search finds sooner than a hash of each that it could have.
+class Keywords {
+ public:
+  explicit Keywords(const nb::dict& options) {
+    given_.reserve(options.size());
+    for (const auto& [name, value] : options) {
+      if (!value.is_none()) {
+        given_.emplace_back(nb::cast<std::string_view>(name), nb::borrow(value));
+      }
+    }
   }
-}
+
+  // Invalid where it is absent or None.
+  nb::object find(std::string_view name) const {
+    for (const auto& [given, value] : given_) {
+      if (given == name) {
+        return value;
+      }
+    }
+    return {};
+  }
+
+ private:
+  std::vector<std::pair<std::string_view, nb::object>> given_;  // the names are those of the dict's own strings
+};
 
 // The option `name`, or nothing where it is absent or None.
 template <class Value>
-std::optional<Value> option(const nb::dict& options, const char* name, const char* accepted) {
-  if (!options.contains(name)) {
-    return std::nullopt;
-  }
-  const nb::object given = options[name];
-  if (given.is_none()) {
+std::optional<Value> option(const Keywords& options, const char* name, const char* accepted) {
+  const nb::object given = options.find(name);
+  if (!given.is_valid()) {
     return std::nullopt;
   }
   Value value{};
@@ -57,10 +65,11 @@ std::optional<Value> option(const nb::dict& options, const char* name, const cha
   return value;
 }
 
-Alignment alignment_of(const nb::dict& options) {
+Alignment alignment_of(const Keywords& options) {
   constexpr const char* kAccepted = "\"bottom_right\", \"top_left\" or an integer";
-  if (options.contains("alignment") && nb::isinstance<nb::str>(options["alignment"])) {
-    const auto name = nb::cast<std::string>(options["alignment"]);
+  const nb::object given = options.find("alignment");
+  if (given.is_valid() && nb::isinstance<nb::str>(given)) {
+    const auto name = nb::cast<std::string>(given);
     if (name == "top_left") {
       return Alignment::top_left();
     }
@@ -73,7 +82,7 @@ Alignment alignment_of(const nb::dict& options) {
   return diagonal ? Alignment::at(*diagonal) : Alignment::bottom_right();
 }
 
-Mask mask_of(const nb::dict& options) {
+Mask mask_of(const Keywords& options) {
   using Side = std::optional<std::int64_t>;
   using Ids = std::vector<std::int32_t>;
   const Alignment alignment = alignment_of(options);
@@ -89,8 +98,7 @@ Mask mask_of(const nb::dict& options) {
           option<std::pair<Ids, Ids>>(options, "segments", "(query_ids, key_ids), each a sequence of integers")) {
     mask = mask & Mask::segments({std::move(ids->first), std::move(ids->second)});
   }
-  if (options.contains("blocks") && !options["blocks"].is_none()) {
-    const nb::object blocks = options["blocks"];
+  if (const nb::object blocks = options.find("blocks"); blocks.is_valid()) {
     if (!nb::isinstance<BlockMask>(blocks)) {
       refuse("blocks", nb::repr(blocks).c_str(), "a tessera.BlockMask");
     }
@@ -99,7 +107,7 @@ Mask mask_of(const nb::dict& options) {
   return mask.with_alignment(alignment);
 }
 
-Dropout dropout_of(const nb::dict& options) {
+Dropout dropout_of(const Keywords& options) {
   Dropout dropout;
   dropout.probability = option<double>(options, "dropout_p", "0 to 1").value_or(0.0);
   dropout.seed = option<std::uint64_t>(options, "dropout_seed", "0 to 2^64 - 1").value_or(0);
@@ -118,7 +126,7 @@ void check_rank(const ConstTensorView& view, const char* name, bool ragged) {
 }
 
 Problem shapes_of(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
-                  const nb::dict& options) {
+                  const Keywords& options) {
   using Lengths = std::vector<std::int64_t>;
   constexpr const char* kAccepted = "a sequence of integers";
   Problem problem;
@@ -151,38 +159,60 @@ Problem shapes_of(const ConstTensorView& q, const ConstTensorView& k, const Cons
 }
 
 // The tensor that the option `name` holds; an absent view without one. `call` keeps it alive.
-ConstTensorView tensor_option(const nb::dict& options, const char* name, Call& call) {
-  const auto array = option<Array>(options, name, "a DLPack tensor");
-  if (!array) {
+ConstTensorView tensor_option(const Keywords& options, const char* name, Call& call) {
+  const nb::object given = options.find(name);
+  if (!given.is_valid()) {
     return {};
   }
-  call.owned.push_back(*array);
-  return view_of(*array, name);
+  try {
+    call.owned.push_back(input_of(given, name, call.plan.device));
+  } catch (const nb::builtin_exception&) {
+    refuse(name, nb::repr(given).c_str(), "a DLPack tensor");
+  }
+  return call.owned.back().view;
+}
+
+// None is the default stream of a CUDA device, and all that there is on the CPU.
+void* stream_of(const Keywords& options, const Device& device) {
+  const auto stream = option<std::uintptr_t>(options, "stream", "a cudaStream_t as an integer");
+  if (stream && device.kind == DeviceKind::cpu) {
+    refuse("stream", std::to_string(*stream) + " with tensors on the CPU", "None");
+  }
+  return reinterpret_cast<void*>(stream.value_or(0));
+}
+
+PlanOptions plan_options_of(const Keywords& options, const Device& device) {
+  PlanOptions plan;
+  plan.device = device;
+  plan.impl = option<std::string>(options, "impl", "the name of an Impl").value_or("");
+  plan.isa = option<std::string>(options, "isa", "the name of an instruction set").value_or("");
+  plan.threads = option<int>(options, "threads", "0 (all) or more").value_or(0);
+  plan.deterministic = option<bool>(options, "deterministic", "True or False").value_or(true);
+  return plan;
 }
 
 }  // namespace
 
-ConstTensorView view_of(const Array& array, const std::string& name) { return writable_view(array, name); }
-
-TensorView view_of(const MutableArray& array, const std::string& name) { return writable_view(array, name); }
-
 Call make_call(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v, const nb::dict& options) {
+  const Keywords keywords(options);
   Call call;
+  call.plan = plan_options_of(keywords, q.device);
+  call.stream = stream_of(keywords, q.device);
   Problem& problem = call.problem;
-  problem = shapes_of(q, k, v, options);
-  if (const auto name = option<std::string>(options, "output_dtype", "the name of a dtype")) {
+  problem = shapes_of(q, k, v, keywords);
+  if (const auto name = option<std::string>(keywords, "output_dtype", "the name of a dtype")) {
     problem.output_dtype = dtype_from_name(*name);
   }
-  problem.mask = mask_of(options);
-  problem.scale = option<float>(options, "scale", "a number");
-  problem.softcap = option<float>(options, "softcap", "a number").value_or(0.0F);
-  problem.dropout = dropout_of(options);
+  problem.mask = mask_of(keywords);
+  problem.scale = option<float>(keywords, "scale", "a number");
+  problem.softcap = option<float>(keywords, "softcap", "a number").value_or(0.0F);
+  problem.dropout = dropout_of(keywords);
 
-  call.score.alibi_slopes = tensor_option(options, "alibi_slopes", call);
+  call.score.alibi_slopes = tensor_option(keywords, "alibi_slopes", call);
   problem.alibi = !call.score.alibi_slopes.absent();
-  call.score.sinks = tensor_option(options, "sinks", call);
+  call.score.sinks = tensor_option(keywords, "sinks", call);
   problem.sinks = !call.score.sinks.absent();
-  call.score.bias = tensor_option(options, "bias", call);
+  call.score.bias = tensor_option(keywords, "bias", call);
   if (const ConstTensorView& bias = call.score.bias; !bias.absent()) {
     if (bias.rank != 4) {
       refuse("bias", bias.describe(), "[batch or 1, heads_q or 1, seq_q or 1, seq_k or 1]");
@@ -190,11 +220,6 @@ Call make_call(const ConstTensorView& q, const ConstTensorView& k, const ConstTe
     problem.bias_shape = bias.shape;
     problem.bias_dtype = bias.dtype;
   }
-
-  call.plan.device = q.device;
-  call.plan.impl = option<std::string>(options, "impl", "the name of an Impl").value_or("");
-  call.plan.isa = option<std::string>(options, "isa", "the name of an instruction set").value_or("");
-  call.plan.threads = option<int>(options, "threads", "0 (all) or more").value_or(0);
   return call;
 }
 

@@ -2,31 +2,25 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 
-#include <string>
 #include <vector>
 
+#include "tensors.h"
 #include "tessera/tessera.h"
 
 namespace tessera::python {
 
-using Array = nanobind::ndarray<nanobind::ro>;
-using MutableArray = nanobind::ndarray<>;
-
-// A view of a DLPack tensor. Errors begin with `name`.
-ConstTensorView view_of(const Array& array, const std::string& name);
-TensorView view_of(const MutableArray& array, const std::string& name);
-
-// What one call computes. Owns the tensors that `score` points to.
+// What one call computes, and where. Owns the tensors that `score` points to.
 struct Call {
   Problem problem;
   PlanOptions plan;
+  void* stream = nullptr;
   ScoreTensors score;
-  std::vector<Array> owned;
+  std::vector<Input> owned;
 };
 
-// Throws Error(invalid_argument) that names the argument. `options` holds the keywords of tessera.Options.
+// Throws Error(invalid_argument) that names the argument. `options` holds the keywords of tessera.Options. The plan's
+// device is that of q.
 Call make_call(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                const nanobind::dict& options);
 

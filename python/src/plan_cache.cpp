@@ -2,32 +2,34 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string_view>
 #include <utility>
 
 namespace tessera::python {
 
-Plan PlanCache::get(const Problem& problem, Pass pass, const PlanOptions& options) {
+std::shared_ptr<const Plan> PlanCache::get(const Problem& problem, Pass pass, const PlanOptions& options) {
   const char* variable = std::getenv("TESSERA_ISA");
-  const std::string environment_isa = variable == nullptr ? "" : variable;
+  const std::string_view environment_isa = variable == nullptr ? "" : variable;
   const auto matches = [&](const Entry& entry) {
-    return entry.plan.pass() == pass && entry.options.device == options.device && entry.options.impl == options.impl &&
-           entry.options.isa == options.isa && entry.options.threads == options.threads &&
-           entry.environment_isa == environment_isa && entry.plan.problem() == problem;
+    const PlanOptions& made = entry.options;
+    return entry.plan->pass() == pass && made.device == options.device && made.deterministic == options.deterministic &&
+           made.threads == options.threads && made.impl == options.impl && made.isa == options.isa &&
+           entry.environment_isa == environment_isa && entry.plan->problem() == problem;
   };
   {
     const std::scoped_lock lock(mutex_);
-    const auto found = std::find_if(entries_.begin(), entries_.end(), matches);
-    if (found != entries_.end()) {
-      std::rotate(found, found + 1, entries_.end());
+    const auto found = std::find_if(entries_.rbegin(), entries_.rend(), matches);
+    if (found != entries_.rend()) {
+      std::rotate(found.base() - 1, found.base(), entries_.end());
       return entries_.back().plan;
     }
   }
-  Plan plan = Plan::make(problem, pass, options);
+  auto plan = std::make_shared<const Plan>(Plan::make(problem, pass, options));
   const std::scoped_lock lock(mutex_);
   if (entries_.size() == kCapacity) {
     entries_.erase(entries_.begin());
   }
-  entries_.push_back({options, environment_isa, plan});
+  entries_.push_back({options, std::string(environment_isa), plan});
   return plan;
 }
 

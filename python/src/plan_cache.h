@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -13,8 +14,8 @@ namespace tessera::python {
 // Plans are immutable and small, so that keeping them costs little. Their workspaces are in WorkspacePool.
 class PlanCache {
  public:
-  // Plan::make, or a copy of an earlier answer to the same question.
-  Plan get(const Problem& problem, Pass pass, const PlanOptions& options);
+  // Plan::make, or an earlier answer to the same question.
+  std::shared_ptr<const Plan> get(const Problem& problem, Pass pass, const PlanOptions& options);
 
  private:
   static constexpr std::size_t kCapacity = 16;
@@ -22,7 +23,7 @@ class PlanCache {
   struct Entry {
     PlanOptions options;
     std::string environment_isa;  // TESSERA_ISA when the plan was made
-    Plan plan;
+    std::shared_ptr<const Plan> plan;
   };
 
   std::mutex mutex_;

@@ -1,4 +1,5 @@
-"""Exact attention without the score matrix, on NumPy arrays, torch tensors and other DLPack tensors.
+"""Exact attention without the score matrix, on NumPy arrays, torch tensors and other DLPack tensors, on the CPU and on
+NVIDIA GPUs.
 
     out = tessera.attention(q, k, v, mask=tessera.Mask(causal=True))
 
@@ -7,9 +8,12 @@
     out, lse = tessera.merge(out_a, lse_a, out_b, lse_b)
 
 Tensors are read and written where they lie; nothing is copied or converted. Their last dimension must have stride 1,
-the others are free. Outputs that are not given are allocated like q: as a NumPy array or as a torch tensor; with
-tensors of other frameworks, give every output. The interpreter lock is released while the library computes, and calls
-from several threads do not wait for each other.
+the others are free. Outputs that are not given are allocated like q, on its device: as a NumPy or CuPy array or as a
+torch tensor; with tensors of other frameworks, give every output. The interpreter lock is released while the library
+computes, and calls from several threads do not wait for each other.
+
+Tensors on a GPU are computed there, in order on the framework's current stream: a call returns when the work is
+enqueued. All tensors of a call are on one device.
 
 A wrong argument raises ValueError or TypeError, a right one that no implementation on this machine can compute raises
 NotImplementedError; all name the argument, its value and what is accepted.
@@ -98,7 +102,8 @@ def forward(
     reference alone computes, with a float64 lse). A query that sees no key has out 0 and lse -inf.
     """
     q_, k_, v_ = _readable(q=q, k=k, v=v)
-    result: tuple[Tensor, Tensor] = _tessera.forward(q_, k_, v_, out, lse, allocator(q_), plain(options, q_, k_))
+    allocate = allocator(q_, options.get("stream"))
+    result: tuple[Tensor, Tensor] = _tessera.forward(q_, k_, v_, out, lse, allocate, plain(options, q_, k_))
     return result
 
 
@@ -130,9 +135,8 @@ def backward(
     q_, k_, v_ = _readable(q=q, k=k, v=v)
     dout_, out_, lse_ = _readable(dout=dout, out=out, lse=lse)
     wanted = {"dq": dq, "dk": dk, "dv": dv, "dbias": dbias, "dsinks": dsinks}
-    return Gradients(
-        *_tessera.backward(dout_, q_, k_, v_, out_, lse_, dlse, wanted, allocator(q_), plain(options, q_, k_))
-    )
+    allocate = allocator(q_, options.get("stream"))
+    return Gradients(*_tessera.backward(dout_, q_, k_, v_, out_, lse_, dlse, wanted, allocate, plain(options, q_, k_)))
 
 
 def merge(
@@ -159,13 +163,15 @@ def explain(q: Tensor, k: Tensor, v: Tensor, *, backward: bool = False, **option
 
 
 def info() -> dict[str, Any]:
-    """Version, instruction sets (best first), the one in use, threads, every implementation with its state, and the
-    bytes of workspace that are kept for the next call."""
+    """Version, instruction sets (best first), the one in use, threads, every implementation with its state, the bytes
+    of workspace that are kept for the next call on the CPU and, as "cuda", the driver's version and the devices, or why
+    there are none."""
     return _tessera.info()
 
 
 def free_workspaces() -> None:
-    """Give back the memory that finished calls left for the next ones; calls that are running keep theirs."""
+    """Give back the memory that finished calls on the CPU left for the next ones; calls that are running keep theirs.
+    Workspaces on a GPU are the framework's."""
     _tessera.free_workspaces()
 
 

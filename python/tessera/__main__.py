@@ -43,6 +43,10 @@ def _print_info() -> None:
     )
     for row in facts["impls"]:
         print(f"  {row['name']:10} {row['summary'] if row['available'] else 'not available: ' + row['reason']}")
+    for row in facts["cuda"]["devices"]:
+        major, minor = row["capability"]
+        memory = f"{row['memory_bytes'] / 2**30:.0f} GiB"
+        print(f"cuda:{row['index']}: {row['name']}, {major}.{minor}, {row['multiprocessors']} SMs, {memory}")
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from . import _tessera
-from ._tensors import DLPackTensor, Integers, integers, readable
+from ._tensors import DLPackTensor, Integers, current_stream, integers, on_host, readable
 from ._tessera import BlockMask
 
 
@@ -61,6 +61,10 @@ class Options(TypedDict, total=False):
       output_dtype  "float32" for float32 outputs and gradients of 16-bit tensors
       impl, isa     force an implementation or an instruction set by the names that info() gives
       threads       0 for all
+      deterministic False lets the backward pass on a GPU add the terms of dq in any order; without, and on the CPU,
+                    every run gives the same bits
+      stream        a cudaStream_t as an integer, for tensors on a GPU; left out: the current stream of torch or CuPy,
+                    where the tensors are theirs, else the default stream
     """
 
     mask: Mask | DLPackTensor | None
@@ -84,11 +88,16 @@ class Options(TypedDict, total=False):
     impl: str | None
     isa: str | None
     threads: int | None
+    deterministic: bool | None
+    stream: int | None
+
+
+_NAMES = frozenset(Options.__annotations__)
 
 
 def with_mask_fields(options: Options) -> dict[str, Any]:
     """The options with a Mask replaced by its fields; a boolean mask stays."""
-    unknown = options.keys() - Options.__annotations__.keys()
+    unknown = [name for name in options if name not in _NAMES]
     if unknown:
         accepted = ", ".join(Options.__annotations__)
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; accepted: {accepted}")
@@ -107,8 +116,10 @@ def with_mask_fields(options: Options) -> dict[str, Any]:
 
 
 def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
-    """The options as the extension module takes them: lists of integers, and the parts of the mask."""
+    """The options as the extension module takes them: lists of integers, the parts of the mask, and the stream."""
     result = with_mask_fields(options)
+    if result.get("stream") is None:
+        result["stream"] = current_stream(q)
     for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k"):
         if result.get(name) is not None:
             result[name] = integers(result[name])
@@ -121,7 +132,7 @@ def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
             result[name] = readable(result[name], name)
     mask = result.pop("mask", None)
     if mask is not None:
-        result.update(_options_of_boolean(readable(mask, "mask"), result, q, k))
+        result.update(_options_of_boolean(on_host(readable(mask, "mask")), result, q, k))
     return result
 
 

@@ -34,12 +34,19 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_cupy(x: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
 def readable(x: Any, name: str) -> Any:
     """`x` as the extension module takes it."""
-    if is_torch(x) and x.requires_grad:
-        raise TypeError(
-            f"{name}: a tensor that requires grad; accepted: a detached one, or use tessera.torch.attention"
-        )
+    if is_torch(x):
+        if x.requires_grad:
+            raise TypeError(
+                f"{name}: a tensor that requires grad; accepted: a detached one, or use tessera.torch.attention"
+            )
+        return x
     if not hasattr(x, "__dlpack__") and hasattr(x, "__array_interface__"):
         import numpy  # noqa: PLC0415  only what is an array already needs it
 
@@ -47,21 +54,62 @@ def readable(x: Any, name: str) -> Any:
     return x
 
 
-def allocator(like: Any) -> Callable[[Sequence[int], str], Any]:
-    """A function (shape, dtype name) -> a new tensor of the framework that `like` comes from."""
+def on_host(x: Any) -> Any:
+    """`x`, or a copy of it where it is on a GPU."""
+    if is_torch(x):
+        return x.cpu()
+    return x.get() if is_cupy(x) else x
+
+
+def current_stream(like: Any) -> int | None:
+    """The cudaStream_t on which the framework of `like` works now; None where it has none that is known here."""
+    if is_torch(like):
+        # Without the Stream object that torch.cuda.current_stream makes, which takes longer than all else here.
+        return sys.modules["torch"]._C._cuda_getCurrentRawStream(like.get_device()) if like.is_cuda else None
+    if is_cupy(like):
+        return sys.modules["cupy"].cuda.get_current_stream(like.device.id).ptr  # type: ignore[no-any-return]
+    return None
+
+
+Allocate = Callable[[Sequence[int], str], Any]
+
+
+def allocator(like: Any, stream: int | None = None) -> Allocate | None:
+    """A function (shape, dtype name) -> a new tensor of the framework and on the device that `like` comes from, or None
+    for other frameworks. The memory is for `stream`, where it is not the framework's current one."""
     if is_numpy(like):
         return sys.modules["numpy"].empty  # type: ignore[no-any-return]
     if is_torch(like):
-        torch = sys.modules["torch"]
-        return lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+        return _torch_allocator(like, stream)
+    if is_cupy(like):
+        return _cupy_allocator(like, stream)
+    return None
 
-    def refuse(shape: Sequence[int], dtype: str) -> Any:
-        raise TypeError(
-            f"cannot allocate {dtype}{list(shape)} like {type(like).__name__}; "
-            "accepted: NumPy arrays, torch tensors, or every output given"
-        )
 
-    return refuse
+def _torch_allocator(like: Any, stream: int | None) -> Allocate:
+    torch = sys.modules["torch"]
+    empty, device = torch.empty, like.device
+    if stream is None or stream == current_stream(like):
+        return lambda shape, dtype: empty(shape, dtype=getattr(torch, dtype), device=device)
+
+    def allocate(shape: Sequence[int], dtype: str) -> Any:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
+            return empty(shape, dtype=getattr(torch, dtype), device=device)
+
+    return allocate
+
+
+def _cupy_allocator(like: Any, stream: int | None) -> Allocate:
+    cupy = sys.modules["cupy"]
+
+    def allocate(shape: Sequence[int], dtype: str) -> Any:
+        with like.device:
+            if stream is None:
+                return cupy.empty(shape, dtype)
+            with cupy.cuda.ExternalStream(stream, like.device.id):
+                return cupy.empty(shape, dtype)
+
+    return allocate
 
 
 def integers(values: Any) -> list[int]:

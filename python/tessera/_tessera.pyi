@@ -5,7 +5,7 @@ from typing import Any
 
 from ._tensors import DLPackTensor
 
-_Allocate = Callable[[Sequence[int], str], Any]
+_Allocate = Callable[[Sequence[int], str], Any] | None
 
 class BlockMask:
     @staticmethod

@@ -5,12 +5,21 @@
 #include "api/reference_impl.h"
 #include "cpu/flash_impl.h"
 #include "cpu/standard_impl.h"
+#include "cuda/sm90_impl.h"
 
 namespace tessera::internal {
 
+namespace {
+
+constexpr std::size_t kGpuImplementations = 1;
+
+}  // namespace
+
 std::span<const Impl* const> all_implementations() {
-  static const std::array<const Impl*, 3> impls{&flash_impl(), &reference_impl(), &standard_impl()};
+  static const std::array<const Impl*, 4> impls{&sm90_impl(), &flash_impl(), &reference_impl(), &standard_impl()};
   return impls;
 }
+
+std::span<const Impl* const> cpu_implementations() { return all_implementations().subspan(kGpuImplementations); }
 
 }  // namespace tessera::internal

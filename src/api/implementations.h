@@ -1,4 +1,4 @@
-// The list of implementations, in the order in which plans try them.
+// The list of implementations.
 #pragma once
 
 #include <span>
@@ -7,6 +7,9 @@
 
 namespace tessera::internal {
 
+// In order of preference; those for GPUs come first.
 std::span<const Impl* const> all_implementations();
+// Those for the CPU.
+std::span<const Impl* const> cpu_implementations();
 
 }  // namespace tessera::internal

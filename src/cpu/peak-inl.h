@@ -6,7 +6,7 @@
 inline constexpr int kPeakChains = 12;
 
 // One step is kPeakChains multiply-adds. They converge to a fixed point, so nothing overflows or turns subnormal.
-HWY_NOINLINE float run_multiply_adds(std::int64_t steps, float factor, float addend) {
+HWY_NOINLINE inline float run_multiply_adds(std::int64_t steps, float factor, float addend) {
   const hn::ScalableTag<float> d;
   using Vector = hn::Vec<decltype(d)>;
   const Vector a = hn::Set(d, factor);
@@ -31,7 +31,7 @@ HWY_NOINLINE float run_multiply_adds(std::int64_t steps, float factor, float add
 }
 
 // FLOP/s of the best of `runs` runs of `steps` steps.
-double peak_flops_per_second(std::int64_t steps, int runs) {
+inline double peak_flops_per_second(std::int64_t steps, int runs) {
   const auto flops_per_step = 2.0 * kPeakChains * static_cast<double>(hn::Lanes(hn::ScalableTag<float>()));
   // Volatile: neither the inputs nor the result may be known to the compiler.
   volatile float factor = 0.5F;

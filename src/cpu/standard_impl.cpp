@@ -21,7 +21,7 @@ class StandardImpl : public Impl {
 
   std::optional<std::string> refuses(const Problem& problem, Pass /*pass*/, const PlanOptions& options) const override {
     if (options.device.kind != DeviceKind::cpu) {
-      return "device: runs on the CPU only";
+      return "device: it runs on the CPU";
     }
     if (problem.dtype == DType::float64) {
       return "dtype: float64; accepted: float32, bfloat16, float16";

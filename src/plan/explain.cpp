@@ -3,8 +3,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "core/fail.h"
-#include "tessera/plan.h"
+#include "plan/explain.h"
 
 namespace tessera {
 
@@ -86,30 +85,103 @@ void write_work(std::ostream& out, const Problem& problem, const PlanFacts& fact
       << " in the sequence length; the score matrix alone would take " << bytes_text(score_bytes) << "\n";
 }
 
+void write_impl(std::ostream& out, const Device& device, const PlanFacts& facts) {
+  out << "impl       " << facts.impl << " (";
+  if (device.kind == DeviceKind::cuda) {
+    out << "cuda:" << device.index << ")\n";
+    return;
+  }
+  out << facts.isa << (facts.isa.empty() ? "" : ", ") << facts.threads << (facts.threads == 1 ? " thread" : " threads")
+      << ")\n";
+}
+
+std::string decimal(double value) {
+  std::ostringstream text;
+  text.precision(2);
+  text << std::fixed << value;
+  return text.str();
+}
+
+void write_kernel(std::ostream& out, const KernelFacts& kernel) {
+  out << "kernel     " << kernel.name << ": ";
+  if (kernel.tile_q > 0) {
+    out << "tiles of " << kernel.tile_q << " queries x " << kernel.tile_k << " keys in " << kernel.stages
+        << " stages, ";
+  }
+  out << kernel.blocks << " blocks of " << kernel.threads << " threads, " << decimal(kernel.waves) << " waves; "
+      << kernel.registers << " registers a thread, "
+      << (kernel.spill_bytes == 0 ? "no" : std::to_string(kernel.spill_bytes) + " bytes of") << " spills, "
+      << (kernel.shared_bytes == 0 ? "no" : bytes_text(static_cast<double>(kernel.shared_bytes)) + " of")
+      << " shared memory a block\n";
+}
+
+// On the CPU: the pairs that attend, at the share of the FMA peak that long sequences reach.
+void write_cpu_prediction(std::ostream& out, const PlanFacts& facts, double flops_per_second) {
+  constexpr double kExpectedShareOfPeak = 0.85;
+  const double rate = flops_per_second * facts.threads * kExpectedShareOfPeak;
+  out << "predicted  " << time_text(facts.flops_of_pairs / rate) << " at " << percent(kExpectedShareOfPeak) << " of "
+      << flops_text(flops_per_second) << "/s a thread\n";
+}
+
+// Of the kernel with the most tiles: the last wave takes as long as a full one.
+double whole_waves(const PlanFacts& facts) {
+  double factor = 1;
+  for (const KernelFacts& kernel : facts.kernels) {
+    if (kernel.tile_q > 0 && kernel.waves > 0) {
+      factor = std::max(factor, std::ceil(kernel.waves) / kernel.waves);
+    }
+  }
+  return factor;
+}
+
+// On a GPU: the visited tiles, in whole waves, at the share of the matrix rate that long dense sequences of head dim 128
+// reach.
+void write_gpu_prediction(std::ostream& out, const PlanFacts& facts, Pass pass, double flops_per_second) {
+  const double expected = pass == Pass::forward ? 0.85 : 0.7;
+  const double waves = whole_waves(facts);
+  const double seconds = facts.flops / (flops_per_second * expected) * waves;
+  const double share = seconds > 0 ? facts.flops_of_pairs / seconds / flops_per_second : 0;
+  out << "predicted  " << time_text(seconds) << ", " << percent(share) << " of the measured matrix rate, "
+      << flops_text(flops_per_second) << "/s: visited tiles at " << percent(expected) << ", times " << decimal(waves)
+      << " for whole waves\n";
+}
+
 }  // namespace
 
-std::string Plan::explain(const std::optional<MachineRates>& rates) const {
+namespace internal {
+
+std::string explain(const Explained& plan, const std::optional<MachineRates>& rates) {
   constexpr std::int64_t kDefaultCacheBytes = std::int64_t{1} << 20;
-  constexpr double kExpectedShareOfPeak = 0.85;
+  const PlanFacts& facts = plan.facts;
   std::ostringstream out;
-  out << "problem    " << problem_.describe() << ", " << pass_name(pass_) << "\n";
-  out << "impl       " << facts_.impl << " (" << facts_.isa << (facts_.isa.empty() ? "" : ", ") << facts_.threads
-      << (facts_.threads == 1 ? " thread" : " threads") << ")\n";
-  for (const std::string& reason : facts_.refusals) {
+  out << "problem    " << plan.problem.describe() << ", " << pass_name(plan.pass) << "\n";
+  write_impl(out, plan.device, facts);
+  for (const std::string& reason : facts.refusals) {
     out << "refused    " << reason << "\n";
   }
-  write_work(out, problem_, facts_);
+  write_work(out, plan.problem, facts);
+  for (const KernelFacts& kernel : facts.kernels) {
+    write_kernel(out, kernel);
+  }
   const std::int64_t cache = rates && rates->cache_bytes > 0 ? rates->cache_bytes : kDefaultCacheBytes;
-  const IoModel model = io_model(problem_, facts_, pass_, cache);
+  const IoModel model = io_model(plan.problem, facts, plan.pass, cache);
   out << "bytes      " << bytes_text(model.flash) << " against " << bytes_text(model.standard)
       << " of standard attention (IO model of FlashAttention, Theorem 2, fast memory "
       << bytes_text(static_cast<double>(cache)) << ")\n";
   if (rates && rates->flops_per_second > 0) {
-    const double rate = rates->flops_per_second * facts_.threads * kExpectedShareOfPeak;
-    out << "predicted  " << time_text(facts_.flops_of_pairs / rate) << " at " << percent(kExpectedShareOfPeak) << " of "
-        << flops_text(rates->flops_per_second) << "/s a thread\n";
+    if (plan.device.kind == DeviceKind::cuda) {
+      write_gpu_prediction(out, facts, plan.pass, rates->flops_per_second);
+    } else {
+      write_cpu_prediction(out, facts, rates->flops_per_second);
+    }
   }
   return out.str();
+}
+
+}  // namespace internal
+
+std::string Plan::explain(const std::optional<MachineRates>& rates) const {
+  return internal::explain({problem_, pass_, device_, facts_}, rates);
 }
 
 }  // namespace tessera

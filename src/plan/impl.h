@@ -26,6 +26,10 @@ class Executable {
   // An executable is prepared for one pass; the plan calls the other one's run() never.
   virtual void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* stream) const;
   virtual void run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const;
+
+  // Memory for a run whose caller gives no workspace; on a GPU both are ordered by the stream. Never null for bytes > 0.
+  virtual std::byte* allocate_workspace(std::size_t bytes, void* stream) const;
+  virtual void release_workspace(std::byte* memory, void* stream) const noexcept;
 };
 
 // One implementation. Instances live as long as the program.

@@ -1,7 +1,6 @@
 #include "tessera/plan.h"
 
 #include <algorithm>
-#include <new>
 
 #include "core/fail.h"
 #include "plan/impl.h"
@@ -11,18 +10,15 @@ namespace tessera {
 
 namespace {
 
-struct AlignedDelete {
-  void operator()(std::byte* pointer) const { ::operator delete(pointer, std::align_val_t{kWorkspaceAlignment}); }
-};
-
 // The caller's workspace, or one of our own for the time of a call.
 class Workspace {
  public:
-  Workspace(std::span<std::byte> given, std::int64_t bytes_needed) : bytes_(given) {
+  Workspace(std::span<std::byte> given, std::int64_t bytes_needed, const internal::Executable& executable, void* stream)
+      : bytes_(given), executable_(executable), stream_(stream) {
     const auto needed = static_cast<std::size_t>(bytes_needed);
     if (given.empty() && needed > 0) {
-      owned_.reset(static_cast<std::byte*>(::operator new(needed, std::align_val_t{kWorkspaceAlignment})));
-      bytes_ = {owned_.get(), needed};
+      owned_ = executable.allocate_workspace(needed, stream);
+      bytes_ = {owned_, needed};
       return;
     }
     if (given.size() < needed) {
@@ -35,11 +31,20 @@ class Workspace {
                               "addresses that are multiples of " + std::to_string(kWorkspaceAlignment));
     }
   }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() {
+    if (owned_ != nullptr) {
+      executable_.release_workspace(owned_, stream_);
+    }
+  }
   std::span<std::byte> bytes() const { return bytes_; }
 
  private:
   std::span<std::byte> bytes_;
-  std::unique_ptr<std::byte, AlignedDelete> owned_;
+  const internal::Executable& executable_;
+  void* stream_;
+  std::byte* owned_ = nullptr;
 };
 
 void require_pass(Pass made_for, Pass wanted) {
@@ -54,14 +59,14 @@ void require_pass(Pass made_for, Pass wanted) {
 void Plan::run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
   require_pass(pass_, Pass::forward);
   internal::validate(problem_, tensors, device_);
-  const Workspace memory(workspace, workspace_bytes());
+  const Workspace memory(workspace, workspace_bytes(), *executable_, stream);
   executable_->run(tensors, memory.bytes(), stream);
 }
 
 void Plan::run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
   require_pass(pass_, Pass::backward);
   internal::validate(problem_, tensors, device_);
-  const Workspace memory(workspace, workspace_bytes());
+  const Workspace memory(workspace, workspace_bytes(), *executable_, stream);
   executable_->run(tensors, memory.bytes(), stream);
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <new>
 
 #include "core/fail.h"
 #include "plan/impl.h"
@@ -58,6 +59,14 @@ void Executable::run(const ForwardTensors& /*tensors*/, std::span<std::byte> /*w
 
 void Executable::run(const BackwardTensors& /*tensors*/, std::span<std::byte> /*workspace*/, void* /*stream*/) const {
   throw Error(ErrorCode::internal, "this plan was made for the forward pass");
+}
+
+std::byte* Executable::allocate_workspace(std::size_t bytes, void* /*stream*/) const {
+  return static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kWorkspaceAlignment}));
+}
+
+void Executable::release_workspace(std::byte* memory, void* /*stream*/) const noexcept {
+  ::operator delete(memory, std::align_val_t{kWorkspaceAlignment});
 }
 
 Selection select(std::span<const Impl* const> impls, const Problem& problem, Pass pass, const PlanOptions& options) {

@@ -17,6 +17,10 @@ std::string shape_text(std::initializer_list<std::int64_t> shape) {
   return text + "]";
 }
 
+std::string device_text(const Device& device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 struct Expected {
   DType dtype;
   Device device;
@@ -56,8 +60,7 @@ void check_tensor(std::string_view name, const ConstTensorView& view, std::initi
     fail_argument(std::string(name) + " dtype", dtype_name(view.dtype), dtype_name(expected.dtype));
   }
   if (!(view.device == expected.device)) {
-    fail_argument(std::string(name) + " device", view.device.kind == DeviceKind::cpu ? "cpu" : "cuda",
-                  expected.device.kind == DeviceKind::cpu ? "cpu" : "the plan's CUDA device");
+    fail_argument(std::string(name) + " device", device_text(view.device), device_text(expected.device));
   }
   if (view.data == nullptr && view.elements() > 0) {
     fail_argument(std::string(name) + " data", "null", "a pointer to " + std::to_string(view.elements()) + " elements");
@@ -192,7 +195,7 @@ void validate_merge(const ConstPartial& a, const ConstPartial& b, const Partial&
     const auto& s = a.out.shape;
     const Device device = a.out.device;
     if (device.kind != DeviceKind::cpu) {
-      fail_argument(name + ".out device", "cuda", "cpu");
+      fail_argument(name + ".out device", device_text(device), "cpu");
     }
     if (a.out.rank == 3) {
       check_tensor(name + ".out", out, {s[0], s[1], s[2]}, {out.dtype, device, false, output});

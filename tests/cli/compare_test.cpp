@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/random_problem.h"
+#include "cli/run_plan.h"
 #include "support/expect_error.h"
 
 namespace tessera::cli {

@@ -11,7 +11,7 @@ namespace tessera::cli {
 namespace {
 
 constexpr std::array<std::int64_t, 4> kShape{2, 3, 4, 5};
-constexpr std::array kKinds{StrideKind::packed, StrideKind::heads_first, StrideKind::padded};
+constexpr std::array kKinds{StrideKind::packed, StrideKind::heads_first, StrideKind::padded, StrideKind::padded16};
 
 HostTensor counted(DType dtype, StrideKind kind) {
   HostTensor tensor(dtype, kShape, kind);
@@ -59,6 +59,34 @@ TEST(HostTensor, StridesAreThoseOfTheKind) {
   EXPECT_GT(padded.view().strides[2], 5);
   EXPECT_GT(padded.view().strides[1], 4 * padded.view().strides[2]);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(padded.view().data) % 4, 2U) << "aligned to an element alone";
+}
+
+TEST(HostTensor, Padded16HasGapsAndMultiplesOf16Bytes) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float64}) {
+    const HostTensor tensor(dtype, kShape, StrideKind::padded16);
+    const TensorView& view = tensor.view();
+    const std::int64_t bytes = dtype_bytes(dtype);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.data) % 64, 16U);
+    EXPECT_EQ(view.strides[3], 1);
+    EXPECT_GE(view.strides[2] * bytes, 5 * bytes + 16);
+    EXPECT_GE(view.strides[1], 4 * view.strides[2] + 16 / bytes);
+    for (const std::size_t axis : {0U, 1U, 2U}) EXPECT_EQ(view.strides[axis] * bytes % 16, 0) << axis;
+    static_cast<char*>(view.data)[5 * bytes] = 0;
+    EXPECT_FALSE(tensor.gaps_intact());
+  }
+}
+
+TEST(HostTensor, MemoryIsTheWholeAllocation) {
+  for (const StrideKind kind : kKinds) {
+    const HostTensor tensor = counted(DType::float32, kind);
+    const auto memory = tensor.memory();
+    const auto* first = static_cast<const std::byte*>(tensor.view().data);
+    std::int64_t last = 0;
+    for (std::size_t axis = 0; axis < 4; ++axis) last += (kShape[axis] - 1) * tensor.view().strides[axis];
+    EXPECT_EQ(memory.data() + memory.size(), first + 4 * (last + 1)) << stride_kind_name(kind);
+    EXPECT_LE(memory.data(), first);
+  }
+  EXPECT_TRUE(HostTensor().memory().empty());
 }
 
 TEST(HostTensor, SeesWritesIntoGaps) {

@@ -58,9 +58,11 @@ TEST(Plot, DrawsBothFormats) {
   if (!has_gnuplot()) {
     GTEST_SKIP() << "gnuplot is not installed";
   }
-  const std::string png = draw(bench_plot_script(points(), PlotFormat::png, "a 'title' with $d1 and `date`", 1e11));
+  const std::string png =
+      draw(bench_plot_script(points(), PlotFormat::png, "a 'title' with $d1 and `date`", {"FMA peak", 1e11}));
   EXPECT_EQ(png.substr(1, 3), "PNG");
-  const std::string svg = draw(bench_plot_script(points(), PlotFormat::svg, "a 'title' with $d1 and `date`", 1e11));
+  const std::string svg =
+      draw(bench_plot_script(points(), PlotFormat::svg, "a 'title' with $d1 and `date`", {"FMA peak", 1e11}));
   EXPECT_NE(svg.find("<svg"), std::string::npos);
   EXPECT_NE(svg.find("`date`"), std::string::npos) << "the title is text, not a command";
   for (const char* label : {"standard, forward", "flash, backward", "Extra memory", "1024"}) {

@@ -135,6 +135,12 @@ TEST(ProblemFlags, BadValuesNameFlagValueAndAccepted) {
   EXPECT_NE(refusal("--strides woven"), "");
 }
 
+TEST(ProblemFlags, StridesAreNamedAsTheyAreRead) {
+  for (const char* word : {"packed", "heads-first", "padded", "padded16", "mixed", "mixed16"}) {
+    EXPECT_EQ(strides_text(parse("--strides " + std::string(word)).tensors), word);
+  }
+}
+
 TEST(ProblemFlags, ProblemsThatCannotBeNameTheFlag) {
   expect_invalid({"--kv-heads: 4", "divisors of heads_q, 6"}, [] { parse("--heads 6 --kv-heads 4"); });
   expect_invalid({"--dropout: 1.5", "0 to 1"}, [] { parse("--dropout 1.5"); });
@@ -154,8 +160,8 @@ TEST(ProblemFlags, FlagsThatContradictEachOther) {
 }
 
 TEST(ProblemFlags, EveryRandomProblemGoesThroughFlagsAndBack) {
-  for (std::uint64_t index = 0; index < 2000; ++index) {
-    const RandomProblem random = random_problem(11, index);
+  for (std::uint64_t index = 0; index < 2200; ++index) {
+    const RandomProblem random = random_problem(11, index, index < 2000 ? ProblemSpace::all : ProblemSpace::sm90);
     const std::string line = to_flags(random.problem, random.tensors);
     const Parsed parsed = parse(line);
     ASSERT_EQ(parsed.problem, random.problem) << "problem " << index << ": " << line;

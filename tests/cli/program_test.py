@@ -109,6 +109,9 @@ class BadFlags(ProgramTest):
             ("bench", "--seqs", "512,x"): ["--seqs", "'512,x'", "integers of 1 or more"],
             ("bench", "--impls", "flash,magic"): ["--impls", "'flash,magic'", "reference"],
             ("explain", "--isa", "mmx"): ["--isa", "'mmx'"],
+            ("verify", "--device", "gpu"): ["--device", "'gpu'", "cpu, cuda, cuda:0"],
+            ("verify", "--space", "h100"): ["--space", "'h100'", "all, sm90"],
+            ("verify", "--distributed", "ring", "--device", "cuda"): ["--device", "cuda:0", "cpu beside --distributed"],
             ("explain", "--impl", "magic"): ["--impl", "'magic'", "flash, reference, standard"],
             ("verify", "--heads", "6", "--kv-heads", "4"): ["--kv-heads", "4", "divisors"],
             ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
@@ -339,6 +342,57 @@ class Ranks(ProgramTest):
         figures = self.folder / "other.json"
         figures.write_text("{}")
         self.fails(1, ["--measured", "other.json"], "plan", "--measured", figures)
+
+
+class Devices(ProgramTest):
+    """On a machine with a Hopper GPU the commands compute there; on any other each says why it does not."""
+
+    def setUp(self):
+        super().setUp()
+        text = self.succeeds("info")
+        missing = re.search(r"(?m)^  cuda +not available  (.+)$", text)
+        self.reason = missing[1] if missing else None
+        if not missing and "compute capability 9.0" not in text:
+            self.skipTest("the GPU is not of compute capability 9.0")
+
+    def write_inputs(self):
+        path = self.folder / "in.safetensors"
+        row = ("BF16", [1, 2, 1, 64], b"\x80\x3f" * 128)
+        path.write_bytes(safetensors({"q": row, "k": row, "v": row, "dout": row}))
+        return path
+
+    def test_every_command(self):
+        out = self.folder / "out.safetensors"
+        figures = self.folder / "bench.json"
+        small = ("--device", "cuda", "--seq", 200, "--dim", 64, "--mask", "causal")
+        commands = {
+            ("verify", *small): ["sm90 on cuda:0", "passed"],
+            ("verify", "--device", "cuda", "--random", 3): ["of those that sm90 takes", "3 of 3 passed"],
+            ("explain", *small, "--pass", "backward"): ["sm90 (cuda:0)", "kernel ", "measured matrix rate"],
+            ("bench", *small, "--min-time", 0.01, "--json", figures): ["matrix rate", "TFLOP/s", "sm90"],
+            ("run", self.write_inputs(), "--out", out, "--device", "cuda"): ["sm90 on cuda:0", "dq, dk, dv"],
+        }
+        for arguments, parts in commands.items():
+            with self.subTest(command=arguments[0]):
+                if self.reason:
+                    self.fails(1, [self.reason], *arguments)
+                    continue
+                text = self.succeeds(*arguments)
+                for part in parts:
+                    self.assertIn(part, text)
+        self.assertEqual(out.exists(), self.reason is None)
+        if not self.reason:
+            result = json.loads(figures.read_text())["points"][0]["results"][0]
+            self.assertGreater(result["share_of_matrix_rate"], 0)
+            self.assertLess(result["error"]["value"], 0.02)
+
+    def test_impls_of_the_cpu_refuse(self):
+        problem = ("verify", "--device", "cuda", "--impl", "flash")
+        self.fails(1, [self.reason or "flash: device: it runs on the CPU"], *problem)
+
+    def test_random_problems_of_the_space_run_on_the_cpu(self):
+        text = self.succeeds("verify", "--random", 5, "--seed", 3, "--space", "sm90", *THREADS)
+        self.assertIn("5 of 5 passed", text)
 
 
 class Run(ProgramTest):

@@ -51,6 +51,47 @@ TEST(RandomProblem, ProblemsDiffer) {
   EXPECT_GE(seen.size(), 990U);
 }
 
+// What the Impl for Hopper GPUs takes.
+TEST(RandomProblem, SpaceOfSm90) {
+  std::map<std::string, int> drawn;
+  for (std::uint64_t index = 0; index < 1000; ++index) {
+    const RandomProblem random = random_problem(90, index, ProblemSpace::sm90);
+    const auto& [problem, tensors] = random;
+    ASSERT_NO_THROW(validate(problem)) << index << ": " << problem.describe();
+    for (const std::int64_t dim : {problem.dim_qk, problem.dim_v}) {
+      ASSERT_TRUE(dim % 8 == 0 && dim >= 8 && dim <= 256) << dim;
+    }
+    ASSERT_TRUE(problem.dtype == DType::bfloat16 || problem.dtype == DType::float16);
+    ASSERT_EQ(problem.out_dtype(), problem.dtype);
+    ASSERT_GT(problem.softmax_scale(), 0);
+    ASSERT_FALSE(problem.alibi || problem.sinks || problem.bias_shape || problem.softcap != 0 ||
+                 problem.dropout.threshold() != 0 || problem.mask.has_segments() || problem.mask.has_blocks());
+    ASSERT_FALSE(tensors.specials);
+    for (const std::string& feature : features_of(random)) ++drawn[feature];
+  }
+  for (const char* feature :
+       {"bfloat16", "float16", "empty sequence", "length 1", "ragged", "key lengths", "grouped heads", "dim-v differs",
+        "causal", "window", "top-left", "diagonal", "masked rows", "scale", "dLSE", "strided"}) {
+    EXPECT_GE(drawn[feature], 10) << feature;
+  }
+  EXPECT_EQ(drawn.size(), 16U);
+}
+
+TEST(RandomProblem, TensorsOfSm90AreAligned) {
+  for (std::uint64_t index = 0; index < 60; ++index) {
+    const RandomProblem random = random_problem(90, index, ProblemSpace::sm90);
+    const ProblemTensors tensors(random.problem, random.tensors);
+    const BackwardTensors all = tensors.backward();
+    for (const ConstTensorView& view : {all.q, all.k, all.v, all.out, all.dout, ConstTensorView(all.dq),
+                                        ConstTensorView(all.dk), ConstTensorView(all.dv)}) {
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.data) % 16, 0U) << index;
+      for (int axis = 0; axis + 1 < view.rank; ++axis) {
+        EXPECT_EQ(view.strides[static_cast<std::size_t>(axis)] * 2 % 16, 0) << index << ", axis " << axis;
+      }
+    }
+  }
+}
+
 // A failure that somebody reports by seed and number has to be the same problem on every machine.
 TEST(RandomProblem, IsPinned) {
   const RandomProblem first = random_problem(1, 0);

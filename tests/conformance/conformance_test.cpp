@@ -6,40 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "cli/compare.h"
 #include "cli/random_problem.h"
 #include "conformance/cases.h"
+#include "support/conforms.h"
 #include "support/targets.h"
 
 namespace tessera {
 namespace {
 
 using test::Case;
+using test::expect_conforms;
 using test::Target;
-
-void expect_conforms(const Problem& problem, const cli::TensorOptions& tensors, const std::vector<Target>& targets) {
-  cli::CheckOptions options;
-  options.tensors = tensors;
-  options.plan.threads = 1;
-  std::vector<PlanOptions> plans;
-  for (const Target& target : targets) plans.push_back(target.options());
-  const std::vector<cli::CheckResult> results = cli::check_problem(problem, options, plans);
-  for (std::size_t n = 0; n < targets.size(); ++n) {
-    const cli::CheckResult& result = results[n];
-    EXPECT_EQ(result.forward.impl, targets[n].impl);
-    EXPECT_EQ(result.backward->impl, targets[n].impl);
-    if (!targets[n].isa.empty()) {
-      EXPECT_EQ(result.forward.isa, targets[n].isa);
-      EXPECT_EQ(result.backward->isa, targets[n].isa);
-    }
-    EXPECT_GE(result.outputs.size(), 5U);
-    for (const cli::OutputCheck& check : result.outputs) {
-      EXPECT_TRUE(check.ok()) << targets[n].name() << " " << check.output << ": error " << check.error << ", allowed "
-                              << check.allowed << (check.by_typical_size ? " of the typical size" : "") << " "
-                              << check.mismatch << "\n  " << problem.describe();
-    }
-  }
-}
 
 class Conformance : public testing::TestWithParam<Case> {};
 

@@ -2,7 +2,7 @@
 
 includes: a folder includes only what stands to its left in the dependency rule, siblings never include each other,
           public headers include only public headers and the standard library, and third-party headers stay out of the
-          layers that promise to have none.
+          layers that promise to have none. Kernels include only this project's device headers and few of the toolkit's.
 paths:    no file names an absolute path.
 """
 
@@ -30,6 +30,9 @@ LAYERS = {folder for group in ORDER[:6] for folder in group}
 QUOTED_THIRD_PARTY = {"hwy"}
 # Layers whose code needs nothing but the standard library.
 STANDARD_ONLY = {"core", "mask", "reference", "plan"}
+# What kernels may include beside "cuda/...", so that they also compile where there is no host compiler.
+KERNEL_SUFFIXES = {".cu", ".cuh"}
+KERNEL_HEADERS = {"cstdint", "cuda/ptx", "cuda_bf16.h", "cuda_fp16.h"}
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
@@ -71,6 +74,15 @@ def include_problem(folder: str, quoted: str | None, angled: str | None) -> str 
     return None
 
 
+def kernel_include_problem(quoted: str | None, angled: str | None) -> str | None:
+    """Why a kernel source may not have this include, or None."""
+    if angled is not None and angled not in KERNEL_HEADERS:
+        return f"<{angled}> is not one of the headers that kernels include: {', '.join(sorted(KERNEL_HEADERS))}"
+    if quoted is not None and not quoted.startswith("cuda/"):
+        return f'kernels include "cuda/...", not "{quoted}"'
+    return None
+
+
 def check_includes(root: pathlib.Path, files: list[pathlib.PurePath]) -> Iterator[str]:
     for path in files:
         folder = folder_of(path)
@@ -78,6 +90,8 @@ def check_includes(root: pathlib.Path, files: list[pathlib.PurePath]) -> Iterato
             continue
         for match in INCLUDE.finditer((root / path).read_text()):
             problem = include_problem(folder, match[1], match[2])
+            if path.suffix in KERNEL_SUFFIXES and not problem:
+                problem = kernel_include_problem(match[1], match[2])
             if problem:
                 yield f"{path}: {problem}"
 

@@ -39,6 +39,8 @@ class Includes(unittest.TestCase):
     def test_siblings(self):
         self.refused("src/reference/a.cpp", '"plan/b.h"')
         self.refused("src/plan/a.cpp", '"reference/b.h"')
+        self.refused("src/cuda/a.cpp", '"cpu/b.h"')
+        self.refused("src/cpu/a.cpp", '"cuda/b.h"')
         self.refused("bench/a.cpp", '"cli/b.h"')
 
     def test_public_headers(self):
@@ -53,6 +55,16 @@ class Includes(unittest.TestCase):
         self.refused("src/mask/a.cpp", '"hwy/highway.h"')
         self.accepted("src/cpu/a.cpp", '"hwy/highway.h"')
         self.accepted("src/cpu/a.cpp", "<cblas.h>")
+
+    def test_kernels(self):
+        self.refused("src/cuda/sm90/fwd/a.cuh", '"plan/b.h"')
+        self.refused("src/cuda/sm90/fwd/a.cuh", '"core/half.h"')
+        self.refused("src/cuda/common/a.cu", "<cuda_runtime.h>")
+        self.refused("src/cuda/common/a.cu", "<vector>")
+        self.accepted("src/cuda/common/a.cu", '"cuda/ptx/b.cuh"')
+        self.accepted("src/cuda/ptx/a.cuh", "<cuda/ptx>")
+        self.accepted("src/cuda/ptx/a.cuh", "<cuda_bf16.h>")
+        self.accepted("src/cuda/a.cpp", "<cuda.h>")
 
     def test_examples_use_the_public_headers(self):
         self.refused("examples/a.cpp", '"core/half.h"')

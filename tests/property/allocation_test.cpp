@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/compare.h"
+#include "cli/run_plan.h"
 #include "support/allocation_counter.h"
 #include "support/targets.h"
 #include "support/tensor_ops.h"

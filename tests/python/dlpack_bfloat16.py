@@ -10,9 +10,9 @@ import numpy as np
 _DTYPE_CODE_OFFSET = 20  # in DLTensor: data pointer 8, device 8, ndim 4
 _BFLOAT = 4
 
-_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer_of.restype = ctypes.c_void_p
-_pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+pointer_of.restype = ctypes.c_void_p
+pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class Bfloat16:
@@ -34,7 +34,7 @@ class Bfloat16:
 
     def __dlpack__(self, **_: Any) -> Any:
         capsule = self.bits.__dlpack__()
-        ctypes.c_uint8.from_address(_pointer_of(capsule, b"dltensor") + _DTYPE_CODE_OFFSET).value = _BFLOAT
+        ctypes.c_uint8.from_address(pointer_of(capsule, b"dltensor") + _DTYPE_CODE_OFFSET).value = _BFLOAT
         return capsule
 
     def __dlpack_device__(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-// What a test can be run on: every available Impl, and each instruction set of those that have several.
+// What a test can be run on: every available Impl, each instruction set of those that have several, and GPUs.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,16 +13,25 @@ struct Target {
   std::string impl;
   std::string isa;  // empty for Impls without a choice
   int threads = 1;  // more only where threads are the question: on a busy machine they wait for each other
+  Device device{};
 
   PlanOptions options() const;
-  // "flash/AVX2", "reference"
+  // "flash/AVX2", "reference", "sm90 on cuda:0"
   std::string name() const;
 };
 
-// "reference", "standard" where this build has it, and "flash" once for each instruction set that cpu_info() lists.
+// The Impls that a plan on the CPU can have here: "flash", "reference" and, where this build has it, "standard".
+std::vector<std::string> cpu_impls();
+
+// Those, and "flash" once for each instruction set that cpu_info() lists. None of a GPU.
 std::vector<Target> all_targets();
 // The last of these alone.
 std::vector<Target> flash_targets();
+
+// "sm90" on the first device, where gpu_missing() has nothing to say.
+std::vector<Target> gpu_targets();
+// Why no test can run on a GPU here.
+std::optional<std::string> gpu_missing();
 
 // A plan for `target`. Fails the test unless the Impl and the instruction set are those that were asked for.
 Plan make_plan(const Problem& problem, Pass pass, const Target& target);

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
+
+#include "cli/run_plan.h"
+#include "core/half.h"
 
 namespace tessera::test {
 
@@ -41,6 +45,25 @@ TensorView slice(TensorView view, int axis, std::int64_t begin, std::int64_t cou
 
 ConstTensorView slice(ConstTensorView view, int axis, std::int64_t begin, std::int64_t count) {
   return slice_of(view, axis, begin, count);
+}
+
+Values values_of(const ConstTensorView& view) {
+  Values values;
+  std::array<std::int64_t, kMaxRank> index{};
+  for (std::int64_t n = 0; n < view.elements(); ++n) {
+    std::int64_t offset = 0;
+    for (std::size_t axis = 0; axis < index.size(); ++axis) {
+      offset += index[axis] * view.strides[axis];
+    }
+    values.push_back(internal::load_element(view.data, view.dtype, offset));
+    for (auto axis = static_cast<std::size_t>(view.rank); axis-- > 0;) {
+      if (++index[axis] < view.shape[axis]) {
+        break;
+      }
+      index[axis] = 0;
+    }
+  }
+  return values;
 }
 
 double relative_error(const Values& actual, const Values& expected) {
@@ -93,23 +116,30 @@ bool bitwise_equal(const Outputs& a, const Outputs& b) {
   return true;
 }
 
-Outputs run_pass(cli::ProblemTensors& tensors, const Plan& plan) {
-  if (plan.pass() == Pass::forward) {
+Outputs run_pass(cli::ProblemTensors& tensors, const Plan& plan, const Device& device) {
+  const bool forward = plan.pass() == Pass::forward;
+  if (forward) {
     tensors.out.poison();
     tensors.lse.poison();
-    plan.run(tensors.forward());
   } else {
     for (cli::HostTensor* output : {&tensors.dq, &tensors.dk, &tensors.dv, &tensors.dbias, &tensors.dsinks}) {
       output->poison();
     }
+  }
+  if (device.kind == DeviceKind::cuda) {
+    cli::run_plan(plan, device, tensors);
+  } else if (forward) {
+    plan.run(tensors.forward());
+  } else {
     plan.run(tensors.backward());
   }
   return outputs_of(tensors, plan.pass());
 }
 
 Outputs run_both(cli::ProblemTensors& tensors, const PlanOptions& options) {
-  Outputs all = run_pass(tensors, Plan::make(tensors.problem(), Pass::forward, options));
-  for (NamedValues& output : run_pass(tensors, Plan::make(tensors.problem(), Pass::backward, options))) {
+  Outputs all = run_pass(tensors, Plan::make(tensors.problem(), Pass::forward, options), options.device);
+  const Plan backward = Plan::make(tensors.problem(), Pass::backward, options);
+  for (NamedValues& output : run_pass(tensors, backward, options.device)) {
     all.push_back(std::move(output));
   }
   return all;

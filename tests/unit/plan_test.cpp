@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "support/expect_error.h"
+#include "support/targets.h"
 
 namespace tessera {
 namespace {
@@ -35,14 +36,6 @@ PlanOptions with_impl(const std::string& impl) {
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-std::vector<std::string> available_impls() {
-  std::vector<std::string> names;
-  for (const ImplInfo& info : implementations()) {
-    if (info.available) names.push_back(info.name);
-  }
-  return names;
-}
-
 TEST(Implementations, EveryRowIsCompleteAndTheReferenceIsAvailable) {
   std::set<std::string> names;
   bool reference = false;
@@ -55,6 +48,7 @@ TEST(Implementations, EveryRowIsCompleteAndTheReferenceIsAvailable) {
   EXPECT_TRUE(reference);
   EXPECT_TRUE(names.contains("flash"));
   EXPECT_TRUE(names.contains("standard"));
+  EXPECT_EQ(implementations().front().name, "sm90") << "the fastest that accepts comes first";
 }
 
 TEST(Plan, TakesFlashByDefault) {
@@ -68,7 +62,7 @@ TEST(Plan, TakesFlashByDefault) {
 }
 
 TEST(Plan, ForcedImplIsTheOneThatIsPlanned) {
-  for (const std::string& impl : available_impls()) {
+  for (const std::string& impl : test::cpu_impls()) {
     for (const Pass pass : {Pass::forward, Pass::backward}) {
       EXPECT_EQ(Plan::make(plain_problem(), pass, with_impl(impl)).facts().impl, impl);
     }
@@ -92,12 +86,36 @@ TEST(Plan, NegativeThreadsAreRefused) {
   expect_invalid({"threads", "-1"}, [&] { Plan::make(plain_problem(), Pass::forward, options); });
 }
 
+// float32, which no GPU takes: where there is one, the dtype is the reason.
 TEST(Plan, CudaDeviceIsUnsupportedAndEveryImplSaysWhy) {
   PlanOptions options;
   options.device = {DeviceKind::cuda, 0};
   // A build without OpenBLAS refuses the standard Impl for that.
-  expect_error(ErrorCode::unsupported, {"flash: device", "standard: ", "reference: device"},
+  expect_error(ErrorCode::unsupported,
+               {"sm90: ", "flash: device: it runs on the CPU", "standard: ", "reference: device"},
                [&] { Plan::make(plain_problem(), Pass::forward, options); });
+  options.impl = "flash";
+  expect_error(ErrorCode::unsupported, {"flash: device: it runs on the CPU"},
+               [&] { Plan::make(plain_problem(), Pass::forward, options); });
+}
+
+TEST(Plan, WithoutAGpuThePlanSaysWhyThereIsNone) {
+  const CudaInfo cuda = cuda_info();
+  if (cuda.unavailable.empty()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_TRUE(cuda.devices.empty());
+  PlanOptions options;
+  options.device = {DeviceKind::cuda, 0};
+  Problem problem = plain_problem();
+  problem.dtype = DType::bfloat16;
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    expect_error(ErrorCode::unsupported, {"sm90: " + cuda.unavailable}, [&] { Plan::make(problem, pass, options); });
+  }
+}
+
+TEST(Plan, OnTheCpuNoGpuImplIsConsideredUnlessItIsNamed) {
+  EXPECT_TRUE(Plan::make(plain_problem(), Pass::forward).facts().refusals.empty());
+  expect_error(ErrorCode::unsupported, {"sm90: "},
+               [] { Plan::make(plain_problem(), Pass::forward, with_impl("sm90")); });
 }
 
 // float64 is for the oracle: the others refuse by name of the field, and the plan says so.
@@ -159,7 +177,7 @@ TEST(PlanFacts, TilesAreThoseOfTheSchedule) {
   problem.seq_k = 900;
   problem.mask = Mask::window(64, 32);
   problem.key_lengths = {900, 333};
-  for (const std::string& impl : available_impls()) {
+  for (const std::string& impl : test::cpu_impls()) {
     const PlanFacts facts = Plan::make(problem, Pass::forward, with_impl(impl)).facts();
     ASSERT_GE(facts.tile_q, 1) << impl;
     ASSERT_GE(facts.tile_k, 1) << impl;
@@ -191,7 +209,7 @@ TEST(PlanFacts, WorkspaceGrowth) {
     const double short_bytes = bytes(options, 16384, pass);
     EXPECT_LE(bytes(options, 65536, pass), 4.2 * short_bytes) << pass_name(pass);
   }
-  const std::vector<std::string> impls = available_impls();
+  const std::vector<std::string> impls = test::cpu_impls();
   if (std::ranges::count(impls, "standard") == 1) {
     options.impl = "standard";
     EXPECT_GE(bytes(options, 65536, Pass::forward), 10 * bytes(options, 16384, Pass::forward));
@@ -230,7 +248,7 @@ TEST(PlanFacts, EmptyProblems) {
   for (std::int64_t Problem::* extent : {&Problem::batch, &Problem::seq_q, &Problem::seq_k}) {
     Problem problem = plain_problem();
     problem.*extent = 0;
-    for (const std::string& impl : available_impls()) {
+    for (const std::string& impl : test::cpu_impls()) {
       for (const Pass pass : {Pass::forward, Pass::backward}) {
         const Plan plan = Plan::make(problem, pass, with_impl(impl));
         EXPECT_EQ(plan.facts().tiles.pairs, 0);

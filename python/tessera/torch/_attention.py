@@ -39,6 +39,8 @@ def attention(
       - any strides are taken; a last dimension without stride 1 is copied;
       - bias and a boolean mask may have fewer dimensions, which are added in front, and sinks any floating dtype;
       - key_lengths, cu_seqlens_q, cu_seqlens_k and segments may be integer tensors, also inside a compiled graph;
+      - on a GPU these tensors of integers are copied to the CPU, which waits for them, and so is a boolean mask;
+      - the stream is torch's current one;
       - dropout_seed, when left out, is drawn from torch's generator, so that torch.manual_seed repeats it;
       - output_dtype may be a torch.dtype; threads 0 stands for torch.get_num_threads().
 
@@ -47,6 +49,8 @@ def attention(
     are no second derivatives. The same input errors as in tessera.forward, with the same messages.
     """
     given = with_mask_fields(options)
+    if given.get("stream") is not None:
+        raise ValueError(f"stream: {given['stream']}; accepted: None, inside torch.cuda.stream(...)")
     q, k, v = (_autocast(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
     tensors, scalars = _arguments(given, q)
     out, lse = _ops.differentiable(q, k, v, *tensors, *scalars)
@@ -144,5 +148,6 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
         "impl": given.get("impl"),
         "isa": given.get("isa"),
         "threads": given.get("threads") or 0,
+        "deterministic": given.get("deterministic") is not False,
     }
     return [tensors[name] for name in _ops.TENSOR_OPTIONS], [scalars[name] for name in _ops.SCALAR_OPTIONS]

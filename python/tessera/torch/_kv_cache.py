@@ -51,8 +51,9 @@ def flash_attn_with_kvcache(
     if block_table is not None:
         refuse("block_table", "given", "None")
     batch = q.shape[0]
-    rows = torch.arange(batch) if cache_batch_idx is None else cache_batch_idx.long()
-    lengths = _cache_lengths(cache_seqlens, batch, k_cache.shape[1])
+    device = q.device
+    rows = torch.arange(batch, device=device) if cache_batch_idx is None else cache_batch_idx.long()
+    lengths = _cache_lengths(cache_seqlens, batch, k_cache)
     if (k is None) != (v is None):
         raise ValueError("k, v: one of them; accepted: both or none")
     if (rotary_cos is None) != (rotary_sin is None) or (rotary_cos is not None and k is None):
@@ -64,14 +65,15 @@ def flash_attn_with_kvcache(
             rotary = (rotary_cos, rotary_sin, rotary_interleaved)
             begin = lengths[:, None] if cache_leftpad is None else (lengths - cache_leftpad)[:, None]
             moves = causal or tuple(window_size) != (-1, -1)
-            k = _rotated(k, begin + torch.arange(k.shape[1]), *rotary)
-            q = _rotated(q, begin + (torch.arange(q.shape[1]) if moves else torch.zeros(q.shape[1]).long()), *rotary)
+            k = _rotated(k, begin + torch.arange(k.shape[1], device=device), *rotary)
+            steps = torch.arange(q.shape[1], device=device)
+            q = _rotated(q, begin + (steps if moves else torch.zeros_like(steps)), *rotary)
         lengths = _append(k_cache, v_cache, k, v, rows, lengths)
     keys, values = (k_cache, v_cache) if cache_batch_idx is None else (k_cache[rows], v_cache[rows])
     options = shared_options(softmax_scale, causal, window_size, softcap, alibi_slopes)
     options["key_lengths"] = lengths
     if cache_leftpad is not None:
-        key_ids = torch.arange(keys.shape[1]) >= cache_leftpad[:, None]
+        key_ids = torch.arange(keys.shape[1], device=device) >= cache_leftpad[:, None]
         options["segments"] = (torch.ones(batch * q.shape[1]).long(), key_ids.long().flatten())
     out, lse = attention(q, keys, values, return_lse=True, **options)
     return (out, lse) if return_softmax_lse else out
@@ -89,10 +91,11 @@ def _rotated(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved
     return torch.cat((turned, rest), dim=-1).to(x.dtype)
 
 
-def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, seq_cache: int) -> Tensor:
+def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, k_cache: Tensor) -> Tensor:
     if isinstance(cache_seqlens, Tensor):
         return cache_seqlens.long()
-    return torch.full((batch,), seq_cache if cache_seqlens is None else cache_seqlens)
+    used = k_cache.shape[1] if cache_seqlens is None else cache_seqlens
+    return torch.full((batch,), used, device=k_cache.device)
 
 
 def _append(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ def _append(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, rows: Tensor
         raise ValueError(
             f"cache_seqlens: {lengths.tolist()} with {seq_new} new keys; accepted: 0 to {seq_cache - seq_new}"
         )
-    positions = lengths[:, None] + torch.arange(seq_new)
+    positions = lengths[:, None] + torch.arange(seq_new, device=lengths.device)
     k_cache[rows[:, None], positions] = k
     v_cache[rows[:, None], positions] = v
     return lengths + seq_new

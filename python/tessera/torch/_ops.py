@@ -41,6 +41,7 @@ SCALAR_OPTIONS = {
     "impl": "str?",
     "isa": "str?",
     "threads": "int",
+    "deterministic": "bool",
 }
 _NAMES = (*TENSOR_OPTIONS, *SCALAR_OPTIONS)
 _SCHEMA = ", ".join(f"{kind} {name}" for name, kind in (TENSOR_OPTIONS | SCALAR_OPTIONS).items())

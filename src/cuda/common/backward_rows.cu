@@ -1,0 +1,191 @@
+// Before and after the backward kernel. Both are bound by memory: they read and write 16 bytes a thread.
+#include "cuda/common/backward_rows.h"
+#include "cuda/tile/softmax.cuh"
+#include "cuda/tile/work.cuh"
+
+namespace tessera {
+
+namespace {
+
+// The token that a row of statistics belongs to; `inside` is false for the rows that fill up its last tile.
+struct Row {
+  int batch, head;
+  std::int64_t token;  // on the token axis
+  int query;           // in its sequence
+  bool inside;
+};
+
+// The sequence whose rows of statistics hold `rest`, counted in one head.
+TESSERA_DEVICE int locate_sequence(const Batch& batch, int rest) {
+  int low = 0;
+  int high = batch.count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (batch.sequences[middle].first_line <= rest) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+TESSERA_DEVICE Row locate(const Batch& batch, std::int64_t row, int line_rows) {
+  const auto line = static_cast<int>(row / line_rows);
+  const auto rest = static_cast<int>(row % line_rows);
+  if (batch.sequences == nullptr) {
+    return {line / batch.heads_q, line % batch.heads_q, rest, rest, rest < batch.queries};
+  }
+  const tile::Sequence sequence = tile::sequence_of(batch, locate_sequence(batch, rest));
+  const int query = rest - sequence.first_line;
+  return {sequence.batch, line, static_cast<std::int64_t>(sequence.query_row) + query, query, query < sequence.queries};
+}
+
+TESSERA_DEVICE std::int64_t offset(const Strides& strides, const Row& row) {
+  return row.batch * strides.batch + row.token * strides.token + row.head * strides.head;
+}
+
+template <class Element>
+TESSERA_DEVICE float dot(const uint4& a, const uint4& b) {
+  const std::uint32_t* const x = &a.x;
+  const std::uint32_t* const y = &b.x;
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 u = ptx::unpack<Element>(x[i]);
+    const float2 v = ptx::unpack<Element>(y[i]);
+    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
+  }
+  return sum;
+}
+
+// delta = rowsum(dO o O) - dLSE (FlashAttention-2, Algorithm 2, line 4), by kLanes threads a row.
+template <int kLanes>
+TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
+  const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
+  if (index < params.number_count) {
+    params.numbers[index] = 0;
+  }
+  const std::int64_t row_index = index / kLanes;
+  if (row_index >= params.rows) {
+    return;
+  }
+  const int lane = static_cast<int>(index % kLanes);
+  if (params.dq_sum != nullptr) {
+    float4* const g_sum = reinterpret_cast<float4*>(params.dq_sum + row_index * params.dq_columns);
+    for (int i = lane; i < params.dq_columns / 4; i += kLanes) {
+      g_sum[i] = float4{};
+    }
+  }
+  const Row row = locate(params.batch, row_index, params.line_rows);
+  float sum = 0.0F;
+  const int column = 8 * lane;
+  if (row.inside && column < params.dim_v) {
+    const auto load = [&](const void* data, const Strides& strides) {
+      return *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(data) + offset(strides, row) + column);
+    };
+    const uint4 out = load(params.out, params.out_strides);
+    const uint4 dout = load(params.dout, params.dout_strides);
+    sum = params.bfloat16 != 0 ? dot<ptx::bfloat16>(out, dout) : dot<ptx::float16>(out, dout);
+  }
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(__activemask(), sum, distance);
+  }
+  if (lane != 0) {
+    return;
+  }
+  constexpr float kInfinity = __builtin_huge_valf();
+  float lse = kInfinity;
+  if (row.inside) {
+    constexpr float kLog2e = 1.44269504088896341F;
+    const float found = params.lse[offset(params.lse_strides, row)];
+    lse = found == -kInfinity ? kInfinity : found * kLog2e;  // weights of 0 where nothing is seen
+    if (params.dlse != nullptr) {
+      sum -= params.dlse[offset(params.dlse_strides, row)];
+    }
+  }
+  params.lse_log2[row_index] = lse;
+  params.delta[row_index] = row.inside ? sum : 0.0F;
+}
+
+// The queries of the sequence that owns a row of statistics.
+TESSERA_DEVICE tile::Sequence owner_of_row(const Batch& batch, std::int64_t row, int line_rows) {
+  if (batch.sequences == nullptr) {
+    return tile::sequence_of(batch, 0);
+  }
+  return tile::sequence_of(batch, locate_sequence(batch, static_cast<int>(row % line_rows)));
+}
+
+TESSERA_DEVICE bool sees_keys(const BackwardConvert& params, const tile::Sequence& sequence, int first_query) {
+  const tile::Bounds bounds = tile::bounds_of(params.band, sequence);
+  const auto visits = [&]<MaskKind kMask>() {
+    return tile::key_tiles<kMask>(bounds, sequence, first_query, params.tile_q, params.tile_k).size() > 0;
+  };
+  switch (static_cast<MaskKind>(params.mask)) {
+    case MaskKind::dense:
+      return visits.template operator()<MaskKind::dense>();
+    case MaskKind::causal:
+      return visits.template operator()<MaskKind::causal>();
+    default:
+      return visits.template operator()<MaskKind::window>();
+  }
+}
+
+// dQ of a tile of queries: blocks of 64 x 64 from the order of registers to rows, times the scale, each by a warpgroup. Blocks
+// are side by side or, where a tile has 128 queries, below each other. A tile that no keys were added to is zero, whatever is
+// in memory.
+template <class Element>
+TESSERA_DEVICE void convert_tile(const BackwardConvert& params, std::int64_t first_row) {
+  constexpr int kBlock = 64 * 64;
+  const Row row = locate(params.batch, first_row, params.line_rows);
+  const tile::Sequence sequence = owner_of_row(params.batch, first_row, params.line_rows);
+  const bool written = sees_keys(params, sequence, row.query);
+  const float factor[2] = {params.scale, params.scale};
+  for (int block = static_cast<int>(threadIdx.x) / 128; block < params.tile_q * params.dq_columns / kBlock;
+       block += 2) {
+    const float4* const g_block =
+        reinterpret_cast<const float4*>(params.dq_sum + first_row * params.dq_columns + block * kBlock) +
+        threadIdx.x % 128;
+    float r_values[32];
+#pragma unroll
+    for (int x = 0; x < 8; ++x) {
+      const float4 value = written ? g_block[128 * x] : float4{};
+      r_values[4 * x] = value.x;
+      r_values[4 * x + 1] = value.y;
+      r_values[4 * x + 2] = value.z;
+      r_values[4 * x + 3] = value.w;
+    }
+    const bool below = params.tile_q == 128;
+    const int query = tile::fragment_row() + (below ? 64 * block : 0);
+    const int first_column = below ? 0 : 64 * block;
+    std::uint16_t* const g_row = static_cast<std::uint16_t*>(params.dq) + offset(params.dq_strides, row) +
+                                 query * params.dq_strides.token + first_column;
+    std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * params.dq_strides.token};
+    const bool stored[2] = {row.query + query < sequence.queries, row.query + query + 8 < sequence.queries};
+    tile::store_rows<Element>(r_values, factor, g_rows, stored, params.dim_qk - first_column);
+  }
+}
+
+}  // namespace
+
+}  // namespace tessera
+
+#define TESSERA_BACKWARD_ROWS(lanes)                                                \
+  extern "C" __global__ void __launch_bounds__(256)                                 \
+      backward_rows_##lanes(const __grid_constant__ tessera::BackwardRows params) { \
+    tessera::prepare_rows<lanes>(params);                                           \
+  }
+TESSERA_BACKWARD_ROWS(8)
+TESSERA_BACKWARD_ROWS(16)
+TESSERA_BACKWARD_ROWS(32)
+
+extern "C" __global__ void __launch_bounds__(256)
+    backward_convert(const __grid_constant__ tessera::BackwardConvert params) {
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * params.tile_q;
+  if (params.bfloat16 != 0) {
+    tessera::convert_tile<tessera::ptx::bfloat16>(params, first_row);
+  } else {
+    tessera::convert_tile<tessera::ptx::float16>(params, first_row);
+  }
+}

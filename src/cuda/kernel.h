@@ -1,0 +1,45 @@
+// A compiled kernel on one device.
+#pragma once
+
+#include <cuda.h>
+
+#include <string_view>
+
+#include "tessera/plan.h"
+
+namespace tessera::internal {
+
+struct LaunchShape {
+  std::int64_t blocks = 1;
+  int threads = 1;
+  int shared_bytes = 0;
+  bool cooperative = false;  // starts when all blocks can run at once
+};
+
+class Kernel {
+ public:
+  // Loads the embedded image on the device, once for the life of the program.
+  // `function` is its entry; empty: that of the image's own name. Throws Error(internal) when there is no such image.
+  static const Kernel& load(int device, std::string_view image, std::string_view function = {});
+  // Whether the build compiled this image.
+  static bool exists(std::string_view image);
+
+  // `params` is the kernel's one parameter; it is copied before this returns.
+  template <class Params>
+  void launch(const LaunchShape& shape, const Params& params, void* stream) const {
+    void* arguments[] = {const_cast<Params*>(&params)};
+    launch_raw(shape, arguments, stream);
+  }
+
+  int registers() const { return registers_; }
+  int spill_bytes() const { return spill_bytes_; }
+
+ private:
+  void launch_raw(const LaunchShape& shape, void** arguments, void* stream) const;
+
+  CUfunction function_ = nullptr;
+  int registers_ = 0;
+  int spill_bytes_ = 0;
+};
+
+}  // namespace tessera::internal

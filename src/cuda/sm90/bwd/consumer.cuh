@@ -1,0 +1,345 @@
+// A consumer warpgroup of the backward kernel: 64 keys of every tile of keys.
+//
+// With keys as rows, S^T = K Q^T and dP^T = V dO^T leave P^T and dS^T in registers as the first operands of dV += P^T dO and
+// dK += dS^T Q; dS^T goes through shared memory for dQ = dS K alone, which each warpgroup computes half of.
+#pragma once
+
+#include "cuda/sm90/bwd/visits.cuh"
+#include "cuda/tile/softmax.cuh"
+
+namespace tessera::sm90 {
+
+template <BackwardConfig kConfig, MaskKind kMask, class Element>
+class BackwardConsumer {
+ public:
+  using Shared = BackwardShared<kConfig>;
+
+  TESSERA_DEVICE BackwardConsumer(const BackwardParams& params, const Shared& shared, int warpgroup)
+      : params_(params), shared_(shared), warpgroup_(warpgroup), leader_(threadIdx.x % 128 == 0) {}
+
+  TESSERA_DEVICE void run() {
+    for (int round = 0;; ++round) {
+      work_ = &shared_.await_tile(slot_);
+      if (work_->valid == 0) {
+        return;
+      }
+      key_parity_ = round & 1;
+      ptx::mbarrier_wait(shared_.bar_key_full, key_parity_);
+      walk_queries();
+      write_gradients();
+      shared_.release_tile(slot_);
+    }
+  }
+
+ private:
+  static constexpr int kScores = kConfig.tile_q / 2;
+  static constexpr int kOutputs = kConfig.head_dim / 2;
+  static constexpr int kRowBarrier = 1;
+
+  TESSERA_DEVICE void walk_queries() {
+    const BackwardVisits<kConfig, kMask> visits(*work_, params_.order);
+    if (visits.count() == 0) {
+      zero(r_dk_);
+      zero(r_dv_);
+      ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
+    }
+    const bool ends_inside = work_->first_key + kConfig.tile_k > work_->keys;
+    if (ends_inside && params_.batch.sequences != nullptr && visits.count() > 0) {
+      ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
+      const int first = work_->keys - work_->first_key;
+      tile::clear_rows<kConfig.tile_k, kConfig.sub_tiles()>(shared_.keys, first, kRowBarrier + warpgroup_);
+      tile::clear_rows<kConfig.tile_k, kConfig.sub_tiles()>(shared_.values, first, kRowBarrier + warpgroup_);
+    }
+    accumulate_ = false;
+    for (int member = 0; member < params_.batch.group_size; ++member) {
+      for (int step = 0; step < visits.count(); ++step) {
+        const int first_query = visits.at(step) * kConfig.tile_q;
+        if (ends_inside || is_partial(first_query)) {
+          walk_tile<true>(first_query);
+        } else {
+          walk_tile<false>(first_query);
+        }
+      }
+    }
+    if (behind_) {
+      finish_dq();
+    }
+    if (leader_) {
+      ptx::mbarrier_arrive(shared_.bar_keys_empty);
+    }
+  }
+
+  TESSERA_DEVICE bool is_partial(int first_query) const {
+    return (kMask != MaskKind::dense && work_->first_key + kConfig.tile_k - 1 > first_query + work_->upper) ||
+           (kMask == MaskKind::window && work_->first_key < first_query + kConfig.tile_q - 1 + work_->lower);
+  }
+
+  template <bool kMasked>
+  TESSERA_DEVICE void walk_tile(int first_query) {
+    clear_hidden_queries(first_query);
+    float r_scores[kScores];
+    float r_dweights[kScores];
+    std::uint32_t r_packed[kScores / 2];
+    std::uint32_t r_dpacked[kScores / 2];
+
+    ptx::mbarrier_wait(shared_.bar_query_full + stage_.slot, stage_.parity);
+    issue_scores(r_scores, shared_.keys, shared_.queries);
+    ptx::mbarrier_wait(shared_.bar_dout_full + stage_.slot, stage_.parity);
+    if (!accumulate_) {
+      ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
+    }
+    issue_scores(r_dweights, shared_.values, shared_.douts);
+    ptx::wgmma_wait<1>();
+    ptx::pin(r_scores);
+    if constexpr (kMasked) {
+      hide(r_scores, first_query);
+    }
+    compute_weights(r_scores);
+    tile::round_to<Element>(r_packed, r_scores);
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dweights);
+    compute_score_gradients<kMasked>(r_dpacked, r_scores, r_dweights);
+
+    if (behind_) {  // the other warpgroup has read dS of three steps ago when it has written that of the last one
+      ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
+    }
+    issue_gradient(r_dv_, r_packed, shared_.douts);
+    store_score_gradients(r_dpacked);
+    ptx::fence_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(shared_.bar_weights);
+    }
+    weight_parity_ ^= 1;
+    // dQ of the step before, so that the warpgroups need not be in step; in the first one of nothing.
+    float r_dq[32];
+    issue_dq(r_dq, weight_buffer_ == 0 ? BackwardConfig::kWeightBuffers - 1 : weight_buffer_ - 1);
+    issue_gradient(r_dk_, r_dpacked, shared_.queries);
+    ptx::wgmma_wait<2>();
+    ptx::pin(r_dv_);
+    release(shared_.bar_dout_empty + stage_.slot);
+    ptx::wgmma_wait<1>();
+    ptx::pin(r_dq);
+    if (behind_) {
+      hand_over(r_dq);
+    }
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dk_);
+    release(shared_.bar_query_empty + stage_.slot);
+    stage_.advance();
+    weight_buffer_ = weight_buffer_ + 1 == BackwardConfig::kWeightBuffers ? 0 : weight_buffer_ + 1;
+    accumulate_ = true;
+    behind_ = true;
+  }
+
+  // A stage, by every warp: each has read statistics in it.
+  TESSERA_DEVICE void release(std::uint64_t* bar_empty) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(bar_empty);
+    }
+  }
+
+  // dQ of the last step.
+  TESSERA_DEVICE void finish_dq() {
+    ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
+    float r_dq[32];
+    issue_dq(r_dq, weight_buffer_ == 0 ? BackwardConfig::kWeightBuffers - 1 : weight_buffer_ - 1);
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dq);
+    hand_over(r_dq);
+    behind_ = false;
+  }
+
+  // A B^T of this warpgroup's rows of A and all rows of B, both with their depth contiguous.
+  TESSERA_DEVICE void issue_scores(float (&r_result)[kScores], const std::uint8_t* s_a, const std::uint8_t* s_b) {
+    using Product = ptx::Wgmma<kConfig.tile_q, Element>;
+    const std::uint32_t s_rows = ptx::fresh(ptx::shared_address(s_a) + warpgroup_ * 64 * 128);
+    const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_b) + stage_.slot * kConfig.query_bytes());
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kConfig.head_dim / 16; ++k) {
+      const std::uint64_t a = ptx::depth_major(s_rows + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_stage + k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
+      if (k == 0) {
+        Product::ss_first(r_result, a, b);
+      } else {
+        Product::ss(r_result, a, b);
+      }
+    }
+    ptx::wgmma_commit();
+  }
+
+  // dV += P^T dO and dK += dS^T Q.
+  TESSERA_DEVICE void issue_gradient(float (&r_gradient)[kOutputs], const std::uint32_t (&r_weights)[kScores / 2],
+                                     const std::uint8_t* s_stages) {
+    using Product = ptx::Wgmma<kConfig.head_dim, Element>;
+    const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_stages) + stage_.slot * kConfig.query_bytes());
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kConfig.tile_q / 16; ++k) {
+      Product::rs(r_gradient, r_weights + 4 * k, ptx::width_major(s_stage + k * 2048, kConfig.tile_q * 128),
+                  accumulate_ || k > 0);
+    }
+    ptx::wgmma_commit();
+  }
+
+  // This warpgroup's half of dQ = dS K, over all keys.
+  TESSERA_DEVICE void issue_dq(float (&r_dq)[32], int buffer) {
+    using Product = ptx::Wgmma<64, Element>;
+    constexpr bool kHalfOfRows = kConfig.tile_q == 128;
+    const std::uint32_t s_weights = ptx::fresh(ptx::shared_address(shared_.weights) + buffer * kConfig.weight_bytes() +
+                                               (kHalfOfRows ? warpgroup_ * kConfig.tile_k * 128 : 0));
+    const std::uint32_t s_keys =
+        ptx::fresh(ptx::shared_address(shared_.keys) + (kHalfOfRows ? 0 : warpgroup_ * kConfig.tile_k * 128));
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kConfig.tile_k / 16; ++k) {
+      const std::uint64_t a = ptx::width_major(s_weights + k * 2048, kConfig.tile_k * 128);
+      const std::uint64_t b = ptx::width_major(s_keys + k * 2048, kConfig.tile_k * 128);
+      if (k == 0) {
+        Product::template ss_first<1, 1>(r_dq, a, b);
+      } else {
+        Product::template ss<1, 1>(r_dq, a, b);
+      }
+    }
+    ptx::wgmma_commit();
+  }
+
+  // P^T = 2^(scale S^T - LSE): columns are queries.
+  TESSERA_DEVICE void compute_weights(float (&r_scores)[kScores]) const {
+    const float2* const s_lse =
+        reinterpret_cast<const float2*>(shared_.lse_log2 + stage_.slot * kConfig.tile_q) + threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < kScores / 4; ++i) {
+      const float2 lse = s_lse[4 * i];
+      r_scores[4 * i] = ptx::exp2(fmaf(r_scores[4 * i], params_.scale_log2, -lse.x));
+      r_scores[4 * i + 1] = ptx::exp2(fmaf(r_scores[4 * i + 1], params_.scale_log2, -lse.y));
+      r_scores[4 * i + 2] = ptx::exp2(fmaf(r_scores[4 * i + 2], params_.scale_log2, -lse.x));
+      r_scores[4 * i + 3] = ptx::exp2(fmaf(r_scores[4 * i + 3], params_.scale_log2, -lse.y));
+    }
+  }
+
+  // dS^T = P^T o (dP^T - delta), without the scale, which dQ and dK get at the end.
+  template <bool kMasked>
+  TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_packed)[kScores / 2], const float (&r_weights)[kScores],
+                                              const float (&r_dweights)[kScores]) const {
+    const float2* const s_delta =
+        reinterpret_cast<const float2*>(shared_.delta + stage_.slot * kConfig.tile_q) + threadIdx.x % 4;
+    const auto gradient = [&](int i, float delta) {
+      const float value = r_weights[i] * (r_dweights[i] - delta);
+      return kMasked && r_weights[i] == 0.0F ? 0.0F : value;  // whatever dP is where nothing is seen
+    };
+#pragma unroll
+    for (int i = 0; i < kScores / 4; ++i) {
+      const float2 delta = s_delta[4 * i];
+      r_packed[2 * i] = ptx::pack<Element>(gradient(4 * i, delta.x), gradient(4 * i + 1, delta.y));
+      r_packed[2 * i + 1] = ptx::pack<Element>(gradient(4 * i + 2, delta.x), gradient(4 * i + 3, delta.y));
+    }
+  }
+
+  // dS^T as rows of keys: 64 queries (128 bytes) in a row of a sub-tile.
+  TESSERA_DEVICE void store_score_gradients(const std::uint32_t (&r_packed)[kScores / 2]) const {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int row = warpgroup_ * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + lane % 16;
+    const std::uint32_t s_row =
+        ptx::fresh(ptx::shared_address(shared_.weights) + weight_buffer_ * kConfig.weight_bytes() + row * 128);
+#pragma unroll
+    for (int i = 0; i < kScores / 4; i += 2) {
+      const int chunk = i + lane / 16;
+      const std::uint32_t s_target = s_row + chunk / 8 * kConfig.tile_k * 128 + (chunk % 8 ^ row % 8) * 16;
+      ptx::store_matrices(s_target, r_packed[2 * i], r_packed[2 * i + 1], r_packed[2 * i + 2], r_packed[2 * i + 3]);
+    }
+  }
+
+  // dQ to the warps that add it to memory, in the order of registers.
+  TESSERA_DEVICE void hand_over(const float (&r_dq)[32]) {
+    ptx::mbarrier_wait(shared_.bar_dq_empty, dq_parity_ ^ 1);
+    float4* const s_half =
+        reinterpret_cast<float4*>(shared_.dq + warpgroup_ * kConfig.dq_half_bytes()) + threadIdx.x % 128;
+#pragma unroll
+    for (int x = 0; x < 8; ++x) {
+      s_half[128 * x] = make_float4(r_dq[4 * x], r_dq[4 * x + 1], r_dq[4 * x + 2], r_dq[4 * x + 3]);
+    }
+    ptx::fence_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(shared_.bar_dq_full + dq_parity_);
+    }
+    dq_parity_ ^= 1;
+  }
+
+  // Rows are keys here: key k of the thread sees queries k - upper .. k - lower.
+  TESSERA_DEVICE void hide(float (&r_scores)[kScores], int first_query) const {
+    constexpr int kEverything = 1 << 29;
+    int first[2];
+    int last[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int key = work_->first_key + warpgroup_ * 64 + tile::fragment_row() + 8 * r;
+      const int column = first_query + tile::fragment_column();
+      first[r] = kMask == MaskKind::dense ? -kEverything : key - work_->upper - column;
+      last[r] = kMask == MaskKind::window ? key - work_->lower - column : kEverything;
+      first[r] = key < work_->keys ? first[r] : kEverything;
+    }
+    tile::hide_scores<true>(r_scores, first, last);
+  }
+
+  // Rows of the next sequence, which only tables of sequences leave behind the last query.
+  TESSERA_DEVICE void clear_hidden_queries(int first_query) const {
+    if (params_.batch.ragged == 0 || first_query + kConfig.tile_q <= work_->queries) {
+      return;
+    }
+    const int first = work_->queries - first_query;
+    ptx::mbarrier_wait(shared_.bar_query_full + stage_.slot, stage_.parity);
+    tile::clear_rows<kConfig.tile_q, kConfig.sub_tiles()>(shared_.queries + stage_.slot * kConfig.query_bytes(), first,
+                                                          kRowBarrier + warpgroup_);
+    ptx::mbarrier_wait(shared_.bar_dout_full + stage_.slot, stage_.parity);
+    tile::clear_rows<kConfig.tile_q, kConfig.sub_tiles()>(shared_.douts + stage_.slot * kConfig.query_bytes(), first,
+                                                          kRowBarrier + warpgroup_);
+  }
+
+  TESSERA_DEVICE static void zero(float (&r_values)[kOutputs]) {
+#pragma unroll
+    for (float& value : r_values) {
+      value = 0.0F;
+    }
+  }
+
+  TESSERA_DEVICE void write_gradients() {
+    write(r_dv_, 1.0F, params_.dv, params_.dv_strides, params_.dim_v);
+    write(r_dk_, params_.scale, params_.dk, params_.dk_strides, params_.dim_qk);
+  }
+
+  TESSERA_DEVICE void write(const float (&r_gradient)[kOutputs], float scale, void* g_data, const Strides& strides,
+                            int dim) const {
+    const int row = work_->first_key + warpgroup_ * 64 + tile::fragment_row();
+    std::uint16_t* const g_row = static_cast<std::uint16_t*>(g_data) + work_->batch * strides.batch +
+                                 static_cast<std::int64_t>(work_->key_row + row) * strides.token +
+                                 work_->key_head * strides.head;
+    std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * strides.token};
+    const float factor[2] = {scale, scale};
+    const bool stored[2] = {row < work_->stored_keys, row + 8 < work_->stored_keys};
+    tile::store_rows<Element>(r_gradient, factor, g_rows, stored, dim);
+  }
+
+  const BackwardParams& params_;
+  const Shared& shared_;
+  const int warpgroup_;
+  const bool leader_;
+
+  const BackwardTile* work_ = nullptr;
+  bool accumulate_ = false;
+  int key_parity_ = 0;
+  int dq_parity_ = 0;
+  int weight_buffer_ = 0;
+  int weight_parity_ = 0;
+  bool behind_ = false;  // dQ of the last step is not computed yet
+  tile::RingPosition<BackwardConfig::kTileSlots> slot_;
+  tile::RingPosition<kConfig.stages> stage_;
+
+  float r_dk_[kOutputs];
+  float r_dv_[kOutputs];
+};
+
+}  // namespace tessera::sm90

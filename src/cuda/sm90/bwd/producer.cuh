@@ -1,0 +1,162 @@
+// The producer warpgroup of the backward kernel: one warp loads, two add dQ to memory.
+#pragma once
+
+#include "cuda/ptx/copy.cuh"
+#include "cuda/sm90/bwd/tickets.cuh"
+
+namespace tessera::sm90 {
+
+// One thread that hands out tiles of keys and keeps the copy engine busy.
+template <BackwardConfig kConfig, MaskKind kMask>
+class BackwardLoader {
+ public:
+  TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const BackwardShared<kConfig>& shared)
+      : params_(params), shared_(shared), tickets_(params) {}
+
+  TESSERA_DEVICE void run() {
+    for (int round = 0;; ++round) {
+      const BackwardTile& work = next_tile();
+      if (work.valid == 0) {
+        return;
+      }
+      ptx::mbarrier_wait(shared_.bar_keys_empty, (round & 1) ^ 1);
+      load_keys(params_.k, shared_.keys, shared_.bar_key_full, work);
+      const BackwardVisits<kConfig, kMask> visits(work, params_.order);
+      if (visits.count() == 0) {
+        load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+      }
+      for (int member = 0; member < params_.batch.group_size; ++member) {
+        for (int step = 0; step < visits.count(); ++step) {
+          const int query_tile = visits.at(step);
+          load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
+                       shared_.bar_query_empty, work, member, query_tile);
+          if (member == 0 && step == 0) {
+            load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+          }
+          load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
+                       shared_.bar_dout_empty, work, member, query_tile);
+          stage_.advance();
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kColumns = BackwardConfig::kSubTileColumns;
+
+  // Decodes the next tile and tells the others. The slot stays as it is until all have read it and the loader asks again.
+  TESSERA_DEVICE const BackwardTile& next_tile() {
+    BackwardTile& s_tile = shared_.tiles[slot_.slot];
+    ptx::mbarrier_wait(shared_.bar_tile_empty + slot_.slot, slot_.parity ^ 1);
+    tickets_.next(s_tile);
+    ptx::mbarrier_arrive(shared_.bar_tile_full + slot_.slot);
+    slot_.advance();
+    return s_tile;
+  }
+
+  TESSERA_DEVICE void load_keys(const TensorMap& map, std::uint8_t* s_target, std::uint64_t* bar,
+                                const BackwardTile& work) const {
+    ptx::mbarrier_arrive_expect(bar, kConfig.key_bytes());
+#pragma unroll
+    for (int x = 0; x < kConfig.sub_tiles(); ++x) {
+      ptx::copy_box(s_target + x * kConfig.tile_k * 128, map, bar, x * kColumns, work.key_row + work.first_key,
+                    work.key_head, work.batch);
+    }
+  }
+
+  TESSERA_DEVICE void load_queries(const TensorMap& map, std::uint8_t* s_stages, float* s_statistics,
+                                   const float* g_statistics, std::uint64_t* bar_full, std::uint64_t* bar_empty,
+                                   const BackwardTile& work, int member, int query_tile) const {
+    ptx::mbarrier_wait(bar_empty + stage_.slot, stage_.parity ^ 1);
+    std::uint64_t* bar = bar_full + stage_.slot;
+    ptx::mbarrier_arrive_expect(bar, kConfig.query_bytes() + kConfig.statistics_bytes());
+    const int row = query_tile * kConfig.tile_q;
+#pragma unroll
+    for (int x = 0; x < kConfig.sub_tiles(); ++x) {
+      ptx::copy_box(s_stages + stage_.slot * kConfig.query_bytes() + x * kConfig.tile_q * 128, map, bar, x * kColumns,
+                    work.query_row + row, work.key_head * params_.batch.group_size + member, work.batch);
+    }
+    ptx::copy_bytes(
+        s_statistics + stage_.slot * kConfig.tile_q,
+        g_statistics + work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride + row,
+        kConfig.statistics_bytes(), bar);
+  }
+
+  const BackwardParams& params_;
+  const BackwardShared<kConfig>& shared_;
+  BackwardTickets<kConfig, kMask> tickets_;
+  tile::RingPosition<BackwardConfig::kTileSlots> slot_;
+  tile::RingPosition<kConfig.stages> stage_;
+};
+
+// Adds dQ of every other step to memory, when it is its turn. There are two of these warps, so that one can pass its turn on,
+// which takes memory longer than a step, while the other adds.
+template <BackwardConfig kConfig, MaskKind kMask>
+class DqWriter {
+ public:
+  TESSERA_DEVICE DqWriter(const BackwardParams& params, const BackwardShared<kConfig>& shared, int writer)
+      : params_(params), shared_(shared), writer_(writer) {}
+
+  TESSERA_DEVICE void run() {
+    tile::RingPosition<BackwardConfig::kTileSlots> slot;
+    while (true) {
+      const BackwardTile& work = shared_.await_tile(slot);
+      if (work.valid == 0) {
+        break;
+      }
+      if (threadIdx.x % 32 == 0) {
+        add_steps(work);
+      }
+      shared_.release_tile(slot);
+    }
+    ptx::bulk_wait<0>();
+  }
+
+ private:
+  TESSERA_DEVICE void add_steps(const BackwardTile& work) {
+    const BackwardVisits<kConfig, kMask> visits(work, params_.order);
+    for (int member = 0; member < params_.batch.group_size; ++member) {
+      for (int step = 0; step < visits.count(); ++step) {
+        if (step_ == writer_) {
+          const int query_tile = visits.at(step);
+          const std::int64_t row = work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride +
+                                   query_tile * kConfig.tile_q;
+          if (params_.order.turns == nullptr) {
+            add(row, false);
+          } else {
+            std::int32_t* const g_turn = params_.order.turns + row / kConfig.tile_q;
+            const int turn = visits.turn(query_tile);
+            ptx::wait_until_equal(g_turn, turn);
+            add(row, turn == 0);
+            ptx::bulk_wait<0>();
+            ptx::release_store(g_turn, turn + 1);
+          }
+        }
+        step_ ^= 1;
+      }
+    }
+  }
+
+  // The first term of a tile of queries is stored: memory holds anything before it.
+  TESSERA_DEVICE void add(std::int64_t row, bool first) {
+    float* const g_sum = params_.dq_sum + row * kConfig.dq_columns();
+    ptx::mbarrier_wait(shared_.bar_dq_full + writer_, parity_);
+    parity_ ^= 1;
+    if (first) {
+      ptx::store_bytes(g_sum, shared_.dq, 2 * kConfig.dq_half_bytes());
+    } else {
+      ptx::reduce_add(g_sum, shared_.dq, 2 * kConfig.dq_half_bytes());
+    }
+    ptx::bulk_commit();
+    ptx::bulk_wait_read<0>();
+    ptx::mbarrier_arrive(shared_.bar_dq_empty);
+  }
+
+  const BackwardParams& params_;
+  const BackwardShared<kConfig>& shared_;
+  const int writer_;
+  int step_ = 0;  // whose turn of the two it is
+  int parity_ = 0;
+};
+
+}  // namespace tessera::sm90

@@ -1,0 +1,110 @@
+// The shared memory of the backward kernel.
+#pragma once
+
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/sm90/bwd/config.h"
+#include "cuda/tile/ring.cuh"
+
+namespace tessera::sm90 {
+
+// One tile of keys, decoded by the loader for everyone.
+struct BackwardTile {
+  std::int32_t valid;
+  std::int32_t batch, key_head;
+  std::int32_t query_row, key_row;  // of the sequence's first query and first key, on the token axis
+  std::int32_t first_key;           // of the tile, in its sequence
+  std::int32_t queries, keys, stored_keys;
+  std::int32_t lower, upper;       // the band, see tile::Bounds
+  std::int32_t begin, end;         // tiles of queries that see it
+  std::int32_t statistics_row;     // of the first query of the first query head
+  std::int32_t statistics_stride;  // from one query head to the next
+  DqOrder dq_order;
+};
+static_assert(sizeof(BackwardTile) <= 64);
+
+template <BackwardConfig kConfig>
+struct BackwardShared {
+  static_assert(kConfig.shared_bytes() <= BackwardConfig::kMostSharedBytes);
+  static constexpr int kStages = kConfig.stages;
+  static constexpr int kWarpgroups = BackwardConfig::kWarpgroups;
+  static constexpr int kTileSlots = BackwardConfig::kTileSlots;
+  static constexpr int kWriters = 2;  // of dQ
+  static constexpr int kTileReaders = 4 * kWarpgroups + kWriters;
+
+  std::uint8_t *keys, *values, *queries, *douts, *weights, *dq;
+  float *lse_log2, *delta;
+  BackwardTile* tiles;
+  std::uint64_t *bar_key_full, *bar_value_full, *bar_keys_empty;
+  std::uint64_t *bar_query_full, *bar_query_empty, *bar_dout_full, *bar_dout_empty;
+  std::uint64_t* bar_weights;                 // dS of a step is written
+  std::uint64_t *bar_dq_full, *bar_dq_empty;  // full: one for each writer
+  std::uint64_t *bar_tile_full, *bar_tile_empty;
+
+  TESSERA_DEVICE explicit BackwardShared(std::uint8_t* s_raw) {
+    std::uint8_t* next = s_raw;  // aligned to 1024 bytes, in which swizzled sub-tiles repeat
+    const auto take = [&next](int bytes) {
+      std::uint8_t* first = next;
+      next += bytes;
+      return first;
+    };
+    keys = take(kConfig.key_bytes());
+    values = take(kConfig.key_bytes());
+    queries = take(kStages * kConfig.query_bytes());
+    douts = take(kStages * kConfig.query_bytes());
+    weights = take(BackwardConfig::kWeightBuffers * kConfig.weight_bytes());
+    dq = take(2 * kConfig.dq_half_bytes());
+    lse_log2 = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
+    delta = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
+    tiles = reinterpret_cast<BackwardTile*>(take(64 * kTileSlots));
+    const auto take_barriers = [&take](int count) { return reinterpret_cast<std::uint64_t*>(take(8 * count)); };
+    bar_key_full = take_barriers(1);
+    bar_value_full = take_barriers(1);
+    bar_keys_empty = take_barriers(1);
+    bar_query_full = take_barriers(kStages);
+    bar_query_empty = take_barriers(kStages);
+    bar_dout_full = take_barriers(kStages);
+    bar_dout_empty = take_barriers(kStages);
+    bar_weights = take_barriers(1);
+    bar_dq_full = take_barriers(kWriters);
+    bar_dq_empty = take_barriers(1);
+    bar_tile_full = take_barriers(kTileSlots);
+    bar_tile_empty = take_barriers(kTileSlots);
+  }
+
+  TESSERA_DEVICE void init_barriers() const {
+    ptx::mbarrier_init(bar_key_full, 1);
+    ptx::mbarrier_init(bar_value_full, 1);
+    ptx::mbarrier_init(bar_keys_empty, kWarpgroups);
+    ptx::mbarrier_init(bar_weights, 4 * kWarpgroups);
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(bar_query_full + i, 1);
+      ptx::mbarrier_init(bar_query_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_dout_full + i, 1);
+      ptx::mbarrier_init(bar_dout_empty + i, 4 * kWarpgroups);
+    }
+    ptx::mbarrier_init(bar_dq_empty, 1);
+    for (int i = 0; i < kWriters; ++i) {
+      ptx::mbarrier_init(bar_dq_full + i, 4 * kWarpgroups);
+    }
+    for (int i = 0; i < kTileSlots; ++i) {
+      ptx::mbarrier_init(bar_tile_full + i, 1);
+      ptx::mbarrier_init(bar_tile_empty + i, kTileReaders);
+    }
+    ptx::fence_mbarrier_init();
+  }
+
+  // The next tile, which stays where it is until this warp releases it.
+  TESSERA_DEVICE const BackwardTile& await_tile(const tile::RingPosition<kTileSlots>& position) const {
+    ptx::mbarrier_wait(bar_tile_full + position.slot, position.parity);
+    return tiles[position.slot];
+  }
+  TESSERA_DEVICE void release_tile(tile::RingPosition<kTileSlots>& position) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(bar_tile_empty + position.slot);
+    }
+    position.advance();
+  }
+};
+
+}  // namespace tessera::sm90

@@ -1,0 +1,107 @@
+// Which tiles of keys a block works on, one after the other.
+#pragma once
+
+#include "cuda/sm90/bwd/visits.cuh"
+
+namespace tessera::sm90 {
+
+template <BackwardConfig kConfig, MaskKind kMask>
+class BackwardTickets {
+ public:
+  TESSERA_DEVICE explicit BackwardTickets(const BackwardParams& params)
+      : params_(params), index_(static_cast<int>(blockIdx.x)) {}
+
+  // Decodes the next tile; `valid` is 0 when there are no more.
+  TESSERA_DEVICE void next(BackwardTile& s_tile) {
+    if (index_ < params_.order.tiles) {
+      decode(index_, s_tile);
+      index_ = following();
+    } else {
+      s_tile.valid = 0;
+    }
+  }
+
+ private:
+  // The number of the tile after this one. Where heads are dealt in pairs it stands for a tile of each.
+  TESSERA_DEVICE int following() {
+    if (params_.order.counter != nullptr) {
+      return static_cast<int>(gridDim.x) + atomicAdd(params_.order.counter, 1);
+    }
+    if (params_.order.paired != 0) {
+      const bool alone = 2 * (index_ / params_.order.dealt_of_head) + 1 == lines();
+      second_ = !second_ && !alone;
+      return second_ ? index_ : index_ + static_cast<int>(gridDim.x);
+    }
+    return index_ + static_cast<int>(gridDim.x);
+  }
+
+  // (batch, key head) pairs, or key heads where the tiles of a head run over all sequences.
+  TESSERA_DEVICE int lines() const {
+    const Batch& batch = params_.batch;
+    return (batch.sequences == nullptr ? batch.count : 1) * (batch.heads_q / batch.group_size);
+  }
+
+  // Tiles are numbered by sections of key heads, in a section by tiles of keys (under a causal mask the first are longest).
+  TESSERA_DEVICE void decode(int index, BackwardTile& s_tile) const {
+    const Batch& batch = params_.batch;
+    const BackwardOrder& order = params_.order;
+    const int key_heads = batch.heads_q / batch.group_size;
+    const bool alike = batch.sequences == nullptr;
+    DqOrder dq_order = order.dq_order;
+    int line;
+    int key_tile;
+    if (order.group > 0) {
+      line = index / order.dealt_of_head;
+      key_tile = index % order.dealt_of_head;
+      if (order.paired != 0) {
+        line = 2 * line + (second_ ? 1 : 0);
+        key_tile = second_ ? order.tiles_of_head - 1 - key_tile : key_tile;
+        dq_order = second_ ? DqOrder::chain : DqOrder::together;
+      }
+      if (key_tile < 0) {
+        key_tile = order.tiles_of_head;  // this block has none in the last round of the head
+      }
+    } else {
+      const int section_tiles = order.section_heads * order.tiles_of_head;
+      const int first_line = index / section_tiles * order.section_heads;
+      const int rest = index % section_tiles;
+      const int width = min(order.section_heads, lines() - first_line);
+      key_tile = rest / width;
+      line = first_line + rest % width;
+    }
+    const int owner = alike ? line / key_heads : tile::owner_of_tile(batch, key_tile);
+    const int key_head = alike ? line % key_heads : line;
+    if (!alike) {
+      key_tile -= batch.sequences[owner].first_tile;
+    }
+    const tile::Sequence sequence = tile::sequence_of(batch, owner);
+    const tile::Bounds bounds = tile::bounds_of(params_.band, sequence);
+    const int first_key = key_tile * kConfig.tile_k;
+    const tile::TileRange visits =
+        tile::query_tiles<kMask>(bounds, sequence, first_key, kConfig.tile_q, kConfig.tile_k);
+    const int query_head = key_head * batch.group_size;
+    s_tile.valid = 1;
+    s_tile.batch = sequence.batch;
+    s_tile.key_head = key_head;
+    s_tile.query_row = sequence.query_row;
+    s_tile.key_row = sequence.key_row;
+    s_tile.first_key = first_key;
+    s_tile.queries = sequence.queries;
+    s_tile.keys = sequence.keys;
+    s_tile.stored_keys = sequence.stored_keys;
+    s_tile.lower = bounds.lower;
+    s_tile.upper = bounds.upper;
+    s_tile.begin = visits.begin;
+    s_tile.end = visits.end;
+    s_tile.statistics_row =
+        (alike ? owner * batch.heads_q + query_head : query_head) * params_.line_rows + sequence.first_line;
+    s_tile.statistics_stride = params_.line_rows;
+    s_tile.dq_order = dq_order;
+  }
+
+  const BackwardParams& params_;
+  int index_;
+  bool second_ = false;  // of a pair
+};
+
+}  // namespace tessera::sm90

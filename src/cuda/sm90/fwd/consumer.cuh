@@ -1,0 +1,310 @@
+// A consumer warpgroup of the forward kernel: 64 rows of every tile of queries.
+//
+// Work is one stream of key tiles across all tiles of queries. S of the next key tile is issued before O += P V of this one,
+// so that the tensor cores are busy while the weights are computed; at the end of a query tile that next S already belongs to
+// the next query tile, whose queries and first keys are in shared memory by then. Warpgroups take turns at issuing products:
+// the exponentials of one overlap the products of another.
+#pragma once
+
+#include "cuda/sm90/fwd/shared.cuh"
+#include "cuda/tile/softmax.cuh"
+
+namespace tessera::sm90 {
+
+template <ForwardConfig kConfig, MaskKind kMask, class Element>
+class ForwardConsumer {
+ public:
+  using Shared = ForwardShared<kConfig>;
+
+  TESSERA_DEVICE ForwardConsumer(const ForwardParams& params, const Shared& shared, int warpgroup)
+      : params_(params), shared_(shared), warpgroup_(warpgroup), leader_(threadIdx.x % 128 == 0) {}
+
+  TESSERA_DEVICE void run() {
+    if (warpgroup_ == kConfig.warpgroups - 1) {
+      pass_turn();  // to the first warpgroup
+    }
+    read_tile();
+    if (work_.valid != 0) {
+      start_tile();
+      await_turn();
+      issue_scores();
+      pass_turn();
+      ptx::wgmma_wait<0>();
+      ptx::pin(r_scores_);
+      release_keys();
+      first_weights();
+      while (walk_tile()) {
+      }
+      ptx::bulk_wait_read<0>();
+    }
+    if (warpgroup_ == 0) {
+      await_turn();  // the last one is not taken: a barrier may not be left half full
+    }
+  }
+
+ private:
+  static constexpr int kScores = kConfig.tile_k / 2;
+  static constexpr int kOutputs = kConfig.head_dim / 2;
+  static constexpr int kTurnBarrier = 1;
+  static constexpr int kRowBarrier = 4;
+
+  // The rest of a query tile, and the first weights of the next one. False when there is none.
+  TESSERA_DEVICE bool walk_tile() {
+    int j = work_.end - 2;
+    if constexpr (kMask != MaskKind::dense) {
+      for (; j >= max(first_masked_, work_.begin); --j) {
+        step<true>(j);
+      }
+    }
+    for (; j >= last_unmasked_; --j) {
+      step<false>(j);
+    }
+    if constexpr (kMask == MaskKind::window) {
+      for (; j >= work_.begin; --j) {
+        step<true>(j);
+      }
+    }
+    return next_tile();
+  }
+
+  // One key tile: its scores and weights, and the output of the weights before it.
+  template <bool kMasked>
+  TESSERA_DEVICE void step(int j) {
+    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+    await_turn();
+    issue_scores();
+    issue_output();
+    pass_turn();
+    accumulate_ = true;
+    ptx::wgmma_wait<1>();
+    ptx::pin(r_scores_);
+    release_keys();
+    if constexpr (kMasked) {
+      hide(j);
+    }
+    softmax_.template update<false>(r_scores_, params_.scale_log2);
+    finish_output();
+    softmax_.rescale_output(r_output_);
+    tile::round_to<Element>(r_weights_, r_scores_);
+  }
+
+  // The last output of a tile of queries, and the first scores and weights of the next one.
+  TESSERA_DEVICE bool next_tile() {
+    const ForwardTile done = work_;
+    read_tile();
+    if (work_.valid == 0) {
+      issue_output();
+      finish_output();
+      write_output(done);
+      return false;
+    }
+    start_tile();
+    await_turn();
+    issue_scores();
+    issue_output();
+    pass_turn();
+    ptx::wgmma_wait<1>();
+    ptx::pin(r_scores_);
+    release_keys();
+    finish_output();
+    write_output(done);
+    first_weights();
+    return true;
+  }
+
+  // The next tile of queries, once its queries and its first keys are there.
+  TESSERA_DEVICE void start_tile() {
+    const int first_row = work_.first_query + warpgroup_ * 64;
+    const int last_row = first_row + 63;
+    first_masked_ =
+        max(0, min(work_.keys, kMask == MaskKind::dense ? work_.keys : first_row + work_.upper + 1)) / kConfig.tile_k;
+    last_unmasked_ = kMask == MaskKind::window
+                         ? max(work_.begin, tile::ceil_div(max(0, last_row + work_.lower), kConfig.tile_k))
+                         : work_.begin;
+    ptx::mbarrier_wait(shared_.bar_query_full + query_.slot, query_.parity);
+    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+  }
+
+  TESSERA_DEVICE void first_weights() {
+    const int j = work_.end - 1;
+    if (kMask != MaskKind::dense || j >= first_masked_) {
+      hide(j);
+    }
+    softmax_.template update<true>(r_scores_, params_.scale_log2);
+    tile::round_to<Element>(r_weights_, r_scores_);
+    accumulate_ = false;
+    clear_hidden_values();
+  }
+
+  // Rows of V behind the keys of a sequence, which only tables of sequences leave in a tile: the copy engine fills what is
+  // outside the tensor with zeros. They are in the first key tile of a tile of queries.
+  TESSERA_DEVICE void clear_hidden_values() {
+    if (params_.batch.sequences == nullptr || work_.end * kConfig.tile_k <= work_.keys) {
+      return;
+    }
+    ptx::mbarrier_wait(shared_.bar_value_full + value_.slot, value_.parity);
+    tile::clear_rows<kConfig.tile_k, kConfig.sub_tiles()>(shared_.values + value_.slot * kConfig.key_bytes(),
+                                                          max(work_.keys - (work_.end - 1) * kConfig.tile_k, 0),
+                                                          kRowBarrier + warpgroup_);
+  }
+
+  TESSERA_DEVICE void hide(int j) {
+    const int first_key = j * kConfig.tile_k + tile::fragment_column();
+    int first[2];
+    int last[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int query = work_.first_query + warpgroup_ * 64 + tile::fragment_row() + 8 * r;
+      last[r] = (kMask == MaskKind::dense ? work_.keys - 1 : min(work_.keys - 1, query + work_.upper)) - first_key;
+      first[r] = query + work_.lower - first_key;
+    }
+    tile::hide_scores<kMask == MaskKind::window>(r_scores_, first, last);
+  }
+
+  // S = Q K^T of the stage that is next.
+  TESSERA_DEVICE void issue_scores() {
+    using Product = ptx::Wgmma<kConfig.tile_k, Element>;
+    const std::uint32_t s_queries =
+        ptx::fresh(ptx::shared_address(shared_.queries) + query_.slot * kConfig.query_bytes() + warpgroup_ * 64 * 128);
+    const std::uint32_t s_keys = ptx::fresh(ptx::shared_address(shared_.keys) + key_.slot * kConfig.key_bytes());
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kConfig.head_dim / 16; ++k) {
+      const std::uint64_t a = ptx::depth_major(s_queries + k / 4 * kConfig.tile_q() * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_keys + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      if (k == 0) {
+        Product::ss_first(r_scores_, a, b);
+      } else {
+        Product::ss(r_scores_, a, b);
+      }
+    }
+    ptx::wgmma_commit();
+  }
+
+  // O += P V (or O = P V) of the stage before it.
+  TESSERA_DEVICE void issue_output() {
+    using Product = ptx::Wgmma<kConfig.head_dim, Element>;
+    ptx::mbarrier_wait(shared_.bar_value_full + value_.slot, value_.parity);
+    const std::uint32_t s_values = ptx::fresh(ptx::shared_address(shared_.values) + value_.slot * kConfig.key_bytes());
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kConfig.tile_k / 16; ++k) {
+      Product::rs(r_output_, r_weights_ + 4 * k, ptx::width_major(s_values + k * 2048, kConfig.tile_k * 128),
+                  accumulate_ || k > 0);
+    }
+    ptx::wgmma_commit();
+  }
+
+  TESSERA_DEVICE void finish_output() {
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_output_);
+    release(shared_.bar_value_empty + value_.slot);
+    value_.advance();
+  }
+
+  TESSERA_DEVICE void release(std::uint64_t* bar_empty) const {
+    if (leader_) {
+      ptx::mbarrier_arrive(bar_empty);
+    }
+  }
+
+  // After the scores of a stage are complete; the queries too after those of a tile's last one.
+  TESSERA_DEVICE void release_keys() {
+    release(shared_.bar_key_empty + key_.slot);
+    key_.advance();
+    if (--keys_left_ == 0) {
+      if (leader_) {
+        ptx::mbarrier_arrive(shared_.bar_query_empty + query_.slot);
+      }
+      query_.advance();
+    }
+  }
+
+  TESSERA_DEVICE void read_tile() {
+    ptx::mbarrier_wait(shared_.bar_tile_full + tile_.slot, tile_.parity);
+    work_ = shared_.tiles[tile_.slot];
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(shared_.bar_tile_empty + tile_.slot);
+    }
+    tile_.advance();
+    keys_left_ = work_.end - work_.begin;
+  }
+
+  TESSERA_DEVICE void write_output(const ForwardTile& done) {
+    softmax_.finish();
+    const int first_row = done.first_query + warpgroup_ * 64 + tile::fragment_row();
+    const std::int64_t token = done.query_row + first_row;
+    float factor[2];
+    bool stored[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool empty = softmax_.sum[r] == 0.0F;
+      stored[r] = first_row + 8 * r < done.queries;
+      factor[r] = empty ? 0.0F : __frcp_rn(softmax_.sum[r]);
+      if (stored[r] && params_.lse != nullptr && threadIdx.x % 4 == 0) {
+        constexpr float kLn2 = 0.693147180559945309F;
+        const float log2_sum = __log2f(softmax_.sum[r]);
+        params_.lse[done.batch * params_.lse_strides.batch + done.head * params_.lse_strides.head +
+                    (token + 8 * r) * params_.lse_strides.token] =
+            empty ? -__builtin_huge_valf() : fmaf(softmax_.maximum[r], params_.scale_log2, log2_sum) * kLn2;
+      }
+    }
+    if (kConfig.stages_output() &&
+        (params_.batch.ragged == 0 || first_row - tile::fragment_row() + 64 <= done.queries)) {
+      store_through_shared(done, factor);
+    } else {
+      std::uint16_t* const g_row = static_cast<std::uint16_t*>(params_.out) + done.batch * params_.out_strides.batch +
+                                   token * params_.out_strides.token + done.head * params_.out_strides.head;
+      std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * params_.out_strides.token};
+      tile::store_rows<Element>(r_output_, factor, g_rows, stored, params_.dim_v);
+    }
+  }
+
+  // By the copy engine, which leaves out the rows behind the tensor's end but not those of the next ragged sequence.
+  TESSERA_DEVICE void store_through_shared(const ForwardTile& done, const float (&factor)[2]) const {
+    std::uint8_t* const s_rows = shared_.output + warpgroup_ * 64 * kConfig.row_bytes();
+    if (leader_) {
+      ptx::bulk_wait_read<0>();
+    }
+    ptx::named_barrier_sync(kRowBarrier + warpgroup_, 128);
+    tile::stage_rows<Element>(ptx::shared_address(s_rows), r_output_, factor);
+    ptx::fence_async_shared();
+    ptx::named_barrier_sync(kRowBarrier + warpgroup_, 128);
+    if (leader_) {
+#pragma unroll
+      for (int x = 0; x < kConfig.sub_tiles(); ++x) {
+        ptx::store_box(params_.out_map, s_rows + x * 64 * 128, x * ForwardConfig::kSubTileColumns,
+                       done.query_row + done.first_query + warpgroup_ * 64, done.head, done.batch);
+      }
+      ptx::bulk_commit();
+    }
+  }
+
+  TESSERA_DEVICE void await_turn() const { ptx::named_barrier_sync(kTurnBarrier + warpgroup_, 256); }
+  TESSERA_DEVICE void pass_turn() const {
+    const int next = warpgroup_ + 1 == kConfig.warpgroups ? 0 : warpgroup_ + 1;
+    ptx::named_barrier_arrive(kTurnBarrier + next, 256);
+  }
+
+  const ForwardParams& params_;
+  const Shared& shared_;
+  const int warpgroup_;
+  const bool leader_;
+
+  ForwardTile work_;
+  int first_masked_ = 0;   // key tiles from here on are hidden in part by the mask's upper end
+  int last_unmasked_ = 0;  // key tiles before it are hidden in part by the lower end
+  int keys_left_ = 0;      // key tiles of this query tile whose scores are to come
+  bool accumulate_ = false;
+  tile::RingPosition<kConfig.query_buffers()> query_;
+  tile::RingPosition<kConfig.stages> key_, value_;
+  tile::RingPosition<ForwardConfig::kTileSlots> tile_;
+
+  float r_scores_[kScores];
+  std::uint32_t r_weights_[kScores / 2];
+  float r_output_[kOutputs];
+  tile::OnlineSoftmax softmax_;
+};
+
+}  // namespace tessera::sm90

@@ -1,0 +1,199 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <numbers>
+
+#include "core/fail.h"
+#include "cuda/device.h"
+#include "cuda/driver.h"
+#include "cuda/sm90/executable.h"
+#include "cuda/sm90/fwd/config.h"
+#include "cuda/tensors.h"
+#include "plan/workspace.h"
+
+namespace tessera::internal {
+
+namespace {
+
+using sm90::ForwardConfig;
+using sm90::ForwardParams;
+
+constexpr std::array kConfigs{
+#define TESSERA_SM90_FORWARD(head_dim, warpgroups, tile_k, stages, set) \
+  ForwardConfig{head_dim, warpgroups, tile_k, stages},
+#include "cuda/sm90/fwd/table.def"
+#undef TESSERA_SM90_FORWARD
+};
+
+std::string image_name(const ForwardConfig& config, const Problem& problem) {
+  std::string name = "sm90_forward";
+  for (const int part : {config.head_dim, config.warpgroups, config.tile_k, config.stages}) {
+    name += "_" + std::to_string(part);
+  }
+  return name.append("_")
+      .append(mask_kind_name(mask_kind(problem.mask)))
+      .append("_")
+      .append(element_name(problem.dtype));
+}
+
+// Keys that a query sees from which a configuration is faster than the one before it: more queries a tile, and more keys,
+// share what is loaded among more products but start and end more slowly. Measured in NOTES.md.
+constexpr std::int64_t fastest_from(const ForwardConfig& config) {
+  return config.warpgroups > 2 ? 1024 : config.tile_k > 128 ? 8192 : 0;
+}
+
+// Of the smallest head dim that holds the problem's, the built configuration that is fastest; null when there is none.
+const ForwardConfig* choose_config(const Problem& problem) {
+  const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
+  const std::int64_t keys = mask_kind(problem.mask) == MaskKind::causal ? problem.seq_k / 2 : problem.seq_k;
+  const ForwardConfig* best = nullptr;
+  for (const ForwardConfig& config : kConfigs) {
+    const bool fits = config.head_dim >= dim && (best == nullptr || config.head_dim == best->head_dim);
+    const bool fast = best == nullptr || keys >= fastest_from(config);
+    if (fits && fast && Kernel::exists(image_name(config, problem))) {
+      best = &config;
+    }
+  }
+  return best;
+}
+
+class ForwardExecutable final : public DeviceExecutable {
+ public:
+  ForwardExecutable(const Problem& problem, const PlanOptions& options)
+      : DeviceExecutable(problem, options),
+        properties_(cuda_device(options.device.index)),
+        config_(*choose_config(problem)),
+        image_(image_name(config_, problem)),
+        kernel_(Kernel::load(device(), image_)) {
+    plan_tiles();
+    counter_ = layout_.add<std::int32_t>(1);
+    if (!uniform_lengths(problem)) {
+      sequences_ = layout_.add<SequenceEntry>(static_cast<std::int64_t>(table_.entries.size()));
+    }
+  }
+
+  PlanFacts facts() const override {
+    PlanFacts facts;
+    facts.tile_q = config_.tile_q();
+    facts.tile_k = config_.tile_k;
+    facts.workspace_bytes = layout_.bytes();
+    KernelFacts row;
+    row.name = image_;
+    row.tile_q = config_.tile_q();
+    row.tile_k = config_.tile_k;
+    row.stages = config_.stages;
+    row.threads = config_.threads();
+    row.registers = kernel_.registers();
+    row.spill_bytes = kernel_.spill_bytes();
+    row.shared_bytes = config_.shared_bytes();
+    row.blocks = blocks();
+    row.waves = static_cast<double>(order_.tiles) / properties_.multiprocessors;
+    facts.kernels.push_back(row);
+    return facts;
+  }
+
+  void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* stream) const override {
+    const ContextScope context(device());
+    require_copyable("q", tensors.q, device());
+    require_copyable("k", tensors.k, device());
+    require_copyable("v", tensors.v, device());
+    require_copyable("out", tensors.out, device());
+    require_on_device("lse", tensors.lse, device());
+    if (tensors.k.elements() == 0 || order_.tiles == 0) {
+      run_without_keys(tensors, stream);
+      return;
+    }
+    ForwardParams params{};
+    params.q = tensor_map(tensors.q, config_.tile_q());
+    params.k = tensor_map(tensors.k, config_.tile_k);
+    params.v = tensor_map(tensors.v, config_.tile_k);
+    params.out_map = tensor_map(tensors.out, 64);
+    params.out = tensors.out.data;
+    params.lse = static_cast<float*>(tensors.lse.data);
+    params.out_strides = strides_of(tensors.out);
+    params.lse_strides = lse_strides_of(tensors.lse);
+    params.batch = batch_of(problem(), sequences_.in(workspace));
+    params.band = band_of(problem().mask);
+    params.order = order_;
+    params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
+    params.dim_v = static_cast<std::int32_t>(problem().dim_v);
+    if (params.batch.sequences != nullptr) {
+      write_table(device(), sequences_.in(workspace), table_.entries.data(),
+                  static_cast<std::int64_t>(table_.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)),
+                  stream);
+    }
+    if (dynamic_) {
+      params.order.counter = counter_.in(workspace);
+      check(driver().memory_set_async(reinterpret_cast<CUdeviceptr>(params.order.counter), 0, sizeof(std::int32_t),
+                                      static_cast<CUstream>(stream)),
+            "cuMemsetD8Async");
+    }
+    kernel_.launch({blocks(), config_.threads(), config_.shared_bytes()}, params, stream);
+  }
+
+ private:
+  // Tiles of causal and of ragged problems differ in length: a counter hands them out, those of causal ones longest first
+  // inside sections of heads whose K and V stay in the L2 cache.
+  void plan_tiles() {
+    constexpr std::int64_t kSectionBytes = std::int64_t{8} << 20;
+    const Problem& problem = this->problem();
+    std::int64_t lines = problem.heads_q;
+    if (uniform_lengths(problem)) {
+      order_.tiles_of_head = static_cast<std::int32_t>(ceil_div(problem.seq_q, config_.tile_q()));
+      lines = checked_mul(problem.batch, problem.heads_q, "batch * heads_q");
+    } else {
+      table_ = sequence_table(problem, true, config_.tile_q(), 1);
+      order_.tiles_of_head = static_cast<std::int32_t>(table_.tiles);
+    }
+    const std::int64_t tiles = checked_mul(lines, order_.tiles_of_head, "tiles");
+    if (tiles > std::int64_t{1} << 30) {
+      fail_argument("batch * heads_q * seq_q", std::to_string(tiles) + " tiles", "up to 2^30 tiles");
+    }
+    order_.tiles = static_cast<std::int32_t>(tiles);
+    dynamic_ = mask_kind(problem.mask) == MaskKind::causal || !uniform_lengths(problem);
+    if (mask_kind(problem.mask) == MaskKind::causal) {
+      const std::int64_t head_bytes = std::max<std::int64_t>(1, problem.seq_k * (problem.dim_qk + problem.dim_v) * 2);
+      order_.section_heads = static_cast<std::int32_t>(
+          std::clamp<std::int64_t>(kSectionBytes / head_bytes, 1, std::max<std::int64_t>(lines, 1)));
+    }
+  }
+
+  std::int64_t blocks() const { return std::min<std::int64_t>(order_.tiles, properties_.multiprocessors); }
+
+  void run_without_keys(const ForwardTensors& tensors, void* stream) const {
+    if (tensors.out.elements() > 0) {
+      fill_tokens(device(), tensors.out, stream);
+    }
+    if (!tensors.lse.absent() && tensors.lse.elements() > 0) {
+      fill_lse(device(), tensors.lse, -INFINITY, stream);
+    }
+  }
+
+  const CudaDeviceInfo& properties_;
+  const ForwardConfig& config_;
+  std::string image_;
+  const Kernel& kernel_;
+  SequenceTable table_;
+  sm90::TileOrder order_{};
+  bool dynamic_ = false;
+  WorkspaceLayout layout_;
+  WorkspaceSlot<std::int32_t> counter_;
+  WorkspaceSlot<SequenceEntry> sequences_;
+};
+
+}  // namespace
+
+std::optional<std::string> forward_missing(const Problem& problem, const PlanOptions& /*options*/) {
+  if (choose_config(problem) != nullptr) {
+    return std::nullopt;
+  }
+  return "head dim " + std::to_string(std::max(problem.dim_qk, problem.dim_v)) + " in " +
+         std::string(element_name(problem.dtype)) +
+         ": this build has no kernel for it (configure with -DTESSERA_CUDA_KERNELS=all)";
+}
+
+std::unique_ptr<const Executable> make_forward(const Problem& problem, const PlanOptions& options) {
+  return std::make_unique<ForwardExecutable>(problem, options);
+}
+
+}  // namespace tessera::internal

@@ -1,0 +1,80 @@
+// The shared memory of the forward kernel.
+#pragma once
+
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/sm90/fwd/config.h"
+#include "cuda/tile/ring.cuh"
+
+namespace tessera::sm90 {
+
+// One tile of queries, decoded by the producer for the consumers.
+struct ForwardTile {
+  std::int32_t valid;  // 0: no more work
+  std::int32_t batch, head;
+  std::int32_t query_row, key_row;  // of the sequence's first query and first key, on the token axis
+  std::int32_t first_query, queries, keys;
+  std::int32_t lower, upper;  // the band, see tile::Bounds
+  std::int32_t begin, end;    // key tiles to visit, from the last to the first
+};
+
+template <ForwardConfig kConfig>
+struct ForwardShared {
+  static constexpr int kStages = kConfig.stages;
+  static constexpr int kQueryBuffers = kConfig.query_buffers();
+  static constexpr int kTileSlots = ForwardConfig::kTileSlots;
+
+  std::uint8_t* queries;
+  std::uint8_t* keys;
+  std::uint8_t* values;
+  std::uint8_t* output;  // where O is staged
+  ForwardTile* tiles;
+  // Each pair: filled by the producer, emptied by the consumers.
+  std::uint64_t *bar_query_full, *bar_query_empty;
+  std::uint64_t *bar_key_full, *bar_key_empty;
+  std::uint64_t *bar_value_full, *bar_value_empty;
+  std::uint64_t *bar_tile_full, *bar_tile_empty;
+  std::uint64_t* bar_claim;  // the loader asks for a tile
+
+  TESSERA_DEVICE explicit ForwardShared(std::uint8_t* s_raw) {
+    auto address = reinterpret_cast<std::uintptr_t>(s_raw);
+    queries = s_raw + ((1024 - address % 1024) % 1024);  // swizzled sub-tiles repeat every 1024 bytes
+    keys = queries + kQueryBuffers * kConfig.query_bytes();
+    values = keys + kStages * kConfig.key_bytes();
+    output = values + kStages * kConfig.key_bytes();
+    tiles = reinterpret_cast<ForwardTile*>(output + (kConfig.stages_output() ? kConfig.query_bytes() : 0));
+    auto* bars = reinterpret_cast<std::uint64_t*>(reinterpret_cast<std::uint8_t*>(tiles) + 64 * kTileSlots);
+    const auto take = [&bars](int count) {
+      std::uint64_t* first = bars;
+      bars += count;
+      return first;
+    };
+    bar_key_full = take(kStages);
+    bar_key_empty = take(kStages);
+    bar_value_full = take(kStages);
+    bar_value_empty = take(kStages);
+    bar_query_full = take(kTileSlots);
+    bar_query_empty = take(kTileSlots);
+    bar_tile_full = take(kTileSlots);
+    bar_tile_empty = take(kTileSlots);
+    bar_claim = take(1);
+  }
+
+  TESSERA_DEVICE void init_barriers() const {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(bar_key_full + i, 1);
+      ptx::mbarrier_init(bar_key_empty + i, kConfig.warpgroups);
+      ptx::mbarrier_init(bar_value_full + i, 1);
+      ptx::mbarrier_init(bar_value_empty + i, kConfig.warpgroups);
+    }
+    ptx::mbarrier_init(bar_claim, 1);
+    for (int i = 0; i < kTileSlots; ++i) {
+      ptx::mbarrier_init(bar_query_full + i, 1);
+      ptx::mbarrier_init(bar_query_empty + i, kConfig.warpgroups);
+      ptx::mbarrier_init(bar_tile_full + i, 1);
+      ptx::mbarrier_init(bar_tile_empty + i, 4 * kConfig.warpgroups);
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+}  // namespace tessera::sm90

@@ -1,0 +1,21 @@
+// Positions in rings of buffers.
+#pragma once
+
+#include "cuda/ptx/device.cuh"
+
+namespace tessera::tile {
+
+// Counts the uses of a ring of buffers: which one is next, and the parity of its phase.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  int parity = 0;
+  TESSERA_DEVICE void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace tessera::tile
