@@ -108,10 +108,10 @@ void write_kernel(std::ostream& out, const KernelFacts& kernel) {
     out << "tiles of " << kernel.tile_q << " queries x " << kernel.tile_k << " keys in " << kernel.stages
         << " stages, ";
   }
-  out << kernel.blocks << " blocks of " << kernel.threads << " threads, " << decimal(kernel.waves) << " waves; "
-      << kernel.registers << " registers a thread, "
-      << (kernel.spill_bytes == 0 ? "no" : std::to_string(kernel.spill_bytes) + " bytes of") << " spills, "
-      << (kernel.shared_bytes == 0 ? "no" : bytes_text(static_cast<double>(kernel.shared_bytes)) + " of")
+  out << kernel.blocks << " blocks of " << kernel.threads << " threads"
+      << (kernel.waves > 0 ? ", " + decimal(kernel.waves) + " waves; " : "; ") << kernel.registers
+      << " registers a thread, " << (kernel.spill_bytes == 0 ? "no" : std::to_string(kernel.spill_bytes) + " bytes of")
+      << " spills, " << (kernel.shared_bytes == 0 ? "no" : bytes_text(static_cast<double>(kernel.shared_bytes)) + " of")
       << " shared memory a block\n";
 }
 

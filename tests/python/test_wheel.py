@@ -42,6 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     like_the_tests = [
         "cmake.build-type=RelWithDebInfo",
+        "cmake.define.CMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1 -DNDEBUG",
         "cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON",
         "cmake.define.TESSERA_WITH_OPENBLAS=ON",
         "build-dir=build/wheel-test",
