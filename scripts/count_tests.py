@@ -18,8 +18,8 @@ def needs_gpu(case: ET.Element) -> bool:
 
 
 def reason(case: ET.Element) -> str:
-    """GoogleTest's words for why it skipped the test, else ctest's."""
-    words = re.search(r": Skipped\n(.+)", case.findtext("system-out", ""))
+    """GoogleTest's or pytest's words for why it skipped the test, else ctest's."""
+    words = re.search(r"(?:: Skipped\n|^SKIPPED \[\d+\] .*?: )(.+)", case.findtext("system-out", ""), re.MULTILINE)
     if words:
         return words[1]
     skipped = case.find("skipped")

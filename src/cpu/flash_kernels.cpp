@@ -15,8 +15,6 @@
 #include "cpu/isa.h"
 #include "plan/rows.h"
 
-// SSE4 serves the x86-64 CPUs between the portable baseline and AVX2: a step more is not worth its compile time.
-#define HWY_DISABLED_TARGETS HWY_SSSE3
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/flash_kernels.cpp"
 #include "hwy/foreach_target.h"  // must come before highway.h

@@ -9,8 +9,6 @@
 #include "cpu/isa.h"
 #include "tessera/plan.h"
 
-// Those of the kernels.
-#define HWY_DISABLED_TARGETS HWY_SSSE3
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/peak.cpp"
 #include "hwy/foreach_target.h"  // must come before highway.h
