@@ -22,7 +22,7 @@ struct ForwardConfig {
   constexpr int row_bytes() const { return sub_tiles() * kSubTileColumns * 2; }
   constexpr int query_bytes() const { return tile_q() * row_bytes(); }
   constexpr int key_bytes() const { return tile_k * row_bytes(); }
-  // The register file holds 65,536: 24 or 32 for each producer thread, the rest for the consumers.
+  // The register file holds 65,536: what the producer's threads need, the rest for the consumers.
   constexpr int producer_registers() const { return warpgroups == 2 ? 40 : 32; }
   constexpr int consumer_registers() const { return warpgroups == 2 ? 232 : 160; }
 
