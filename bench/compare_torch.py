@@ -13,10 +13,15 @@ ahead (or, with --method graph, without the host); each round has a short batch 
 Errors are against float32. FLOPs are 4 batch heads seq^2 dim forward, half of it if causal, and 2.5 times that
 backward. The rates of a plain matrix product and of a copy are measured in the same run.
 
+With --block-sparse, block masks on a GPU beside torch's compiled FlexAttention (which needs triton and a C compiler),
+with FLOPs of the kept blocks, the share of the dense kernel's rate, and the line of time against density.
+
 The exit status is 1 if a result disagrees or Tessera does not compute a case, 2 if a library or the device is missing.
 
     PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --deterministic both --json compare.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --json sparse.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --decode --method graph
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ except ImportError:
     sys.exit(missing("torch", f"pip install torch=={TORCH_VERSION}"))
 try:
     import tessera
-    from compare import cuda
+    from compare import block_sparse, cuda, decode
     from compare.cases import (
         APART,
         ROUNDING,
@@ -248,11 +253,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--heads", type=int, default=0, help="0: four or more, a multiple of the threads; on a GPU 2048 / dim")
     add("--seconds", type=float, help="time for each pass of each case (3, 0.5 with --quick; on a GPU 0.5)")
     add("--rounds", type=int, help="least number of rounds, whatever the time (5; on a GPU 10)")
+    add("--block-sparse", action="store_true", help="on a GPU: block masks, beside compiled FlexAttention")
     add("--quick", action="store_true", help="lengths up to 2048 and little time; on a GPU lengths 512, 4096 and 16384")
     add("--method", choices=("events", "graph"), default="events", help="on a GPU: calls, or CUDA graphs of them")
     add("--deterministic", choices=("on", "off", "both"), default="on", help="on a GPU: Tessera's backward pass")
+    add("--decode", action="store_true", help="on a GPU: few queries over many keys, as shares of the rate of a copy")
     add("--json", type=Path, metavar="FILE", help="write every figure there")
     arguments = parser.parse_args()
+    if arguments.decode:
+        arguments.device = cuda.gpu.CudaDevice.name
     defaults = DEFAULTS[arguments.device]
     for name in ("dtypes", "tokens", "rounds"):
         if getattr(arguments, name) is None:
@@ -264,8 +273,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.decode:
+        return decode.main(arguments)
     if arguments.device == cuda.gpu.CudaDevice.name:
-        return cuda.main(arguments)
+        return block_sparse.main(arguments) if arguments.block_sparse else cuda.main(arguments)
+    if arguments.block_sparse:
+        print(
+            "compare_torch: --block-sparse needs --device cuda; on the CPU see tessera bench --densities",
+            file=sys.stderr,
+        )
+        return 2
     device = CpuDevice(arguments.threads)
     cases = make_cases(arguments, device.threads)
     if not cases:

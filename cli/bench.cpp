@@ -47,11 +47,13 @@ struct Peak {
   Device device;
   std::string name;  // of the instruction set or the GPU
   double flops_per_second = 0;
+  double copy_bytes_per_second = 0;  // where what is bound by memory is measured
 
-  explicit Peak(const PlanOptions& plan) : device(plan.device) {
+  Peak(const PlanOptions& plan, bool with_memory) : device(plan.device) {
     if (cuda()) {
       name = internal::cuda_device(device.index).name;
       flops_per_second = internal::measure_matrix_rate(device.index);
+      copy_bytes_per_second = with_memory ? internal::measure_copy_rate(device.index) : 0;
     } else {
       name = plan.isa.empty() ? cpu_info().selected_isa : plan.isa;
       flops_per_second = measure_peak_flops(name);
@@ -63,18 +65,34 @@ struct Peak {
   }
   std::string what() const { return cuda() ? "matrix rate" : "peak"; }
   std::string text() const {
-    return cuda() ? fmt::format("matrix rate {:.0f} TFLOP/s ({}, {}), measured in this run", flops_per_second / 1e12,
-                                device_text(device), name)
+    const std::string copies =
+        copy_bytes_per_second > 0 ? fmt::format("copy rate {:.2f} TB/s, ", copy_bytes_per_second / 1e12) : "";
+    return cuda() ? fmt::format("{}matrix rate {:.0f} TFLOP/s ({}, {}), measured in this run", copies,
+                                flops_per_second / 1e12, device_text(device), name)
                   : fmt::format("FMA peak {:.1f} GFLOP/s a thread ({}), measured in this run", flops_per_second / 1e9,
                                 name);
   }
   nlohmann::ordered_json json() const {
     if (cuda()) {
-      return {{"device", device_text(device)}, {"name", name}, {"matrix_flops_per_second", flops_per_second}};
+      nlohmann::ordered_json json{
+          {"device", device_text(device)}, {"name", name}, {"matrix_flops_per_second", flops_per_second}};
+      if (copy_bytes_per_second > 0) {
+        json["copy_bytes_per_second"] = copy_bytes_per_second;
+      }
+      return json;
     }
     return {{"isa", name}, {"flops_per_second_per_thread", flops_per_second}};
   }
 };
+
+// Bytes a second of a forward pass that reads Q and the keys in use and writes O, each once.
+double memory_rate(const Problem& problem, const Measurement& one) {
+  double elements = static_cast<double>(problem.total_q() * problem.heads_q);
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    elements += static_cast<double>(problem.sequence(b).keys * problem.heads_kv);
+  }
+  return elements * static_cast<double>((problem.dim_qk + problem.dim_v) * dtype_bytes(problem.dtype)) / one.median();
+}
 
 std::vector<Problem> problems(const BenchFlags& flags) {
   if (flags.problem.lengths_fixed()) {
@@ -107,20 +125,31 @@ std::string speed_up(const MeasuredPoint& point, const std::vector<std::string>&
 // A group of columns, one for each Impl.
 struct Column {
   std::string title;
-  std::function<std::string(const Measurement&)> text;
+  std::function<std::string(const Problem&, const Measurement&)> text;
 };
 
-std::vector<Column> columns(const Peak& peak) {
+std::vector<Column> columns(const Peak& peak, Pass pass) {
   std::vector<Column> all;
-  all.push_back({"time", [](const Measurement& one) { return time_text(one.median()); }});
+  const auto add = [&all](const char* title, const auto& text) {
+    all.push_back({title, [text](const Problem&, const Measurement& one) { return text(one); }});
+  };
+  add("time", [](const Measurement& one) { return time_text(one.median()); });
   if (peak.cuda()) {
-    all.push_back({"TFLOP/s", [](const Measurement& one) { return fmt::format("{:.1f}", rate(one) / 1e12); }});
+    add("TFLOP/s", [](const Measurement& one) { return fmt::format("{:.1f}", rate(one) / 1e12); });
   }
-  all.push_back({"extra memory",
-                 [](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); }});
-  all.push_back({"share of " + peak.what(),
-                 [&peak](const Measurement& one) { return fmt::format("{:.0f} %", 100 * peak.share(one)); }});
-  all.push_back({"error", error_text});
+  if (peak.copy_bytes_per_second > 0 && pass == Pass::forward) {
+    all.push_back({"GB/s", [](const Problem& problem, const Measurement& one) {
+                     return fmt::format("{:.0f}", memory_rate(problem, one) / 1e9);
+                   }});
+    all.push_back({"share of copy rate", [&peak](const Problem& problem, const Measurement& one) {
+                     return fmt::format("{:.0f} %", 100 * memory_rate(problem, one) / peak.copy_bytes_per_second);
+                   }});
+  }
+  add("extra memory",
+      [](const Measurement& one) { return bytes_text(static_cast<double>(one.facts.workspace_bytes)); });
+  add(peak.cuda() ? "share of matrix rate" : "share of peak",
+      [&peak](const Measurement& one) { return fmt::format("{:.0f} %", 100 * peak.share(one)); });
+  add("error", error_text);
   return all;
 }
 
@@ -152,7 +181,7 @@ Table header_of(const std::vector<Column>& columns, const std::vector<std::strin
 std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const BenchFlags& flags, const Peak& peak) {
   const auto& impls = flags.options.impls;
   const bool compared = impls.size() > 1;
-  const std::vector<Column> all = columns(peak);
+  const std::vector<Column> all = columns(peak, pass);
   Table table = header_of(all, impls);
   for (const MeasuredPoint& point : points) {
     if (point.pass != pass) {
@@ -161,7 +190,7 @@ std::string table_of(const std::vector<MeasuredPoint>& points, Pass pass, const 
     std::vector<std::string> row{lengths_text(point.problem)};
     for (const Column& column : all) {
       for (const Measurement& one : point.measurements) {
-        row.push_back(one.measured() ? column.text(one) : "-");
+        row.push_back(one.measured() ? column.text(point.problem, one) : "-");
       }
       if (&column == &all.front() && compared) {
         row.push_back(speed_up(point, impls));
@@ -221,6 +250,9 @@ nlohmann::ordered_json json_of(const MeasuredPoint& point, const Peak& peak) {
     entry["flops_of_pairs"] = one.facts.flops_of_pairs;
     entry["flops_in_tiles"] = one.facts.flops;
     entry["flops_per_second"] = rate(one);
+    if (peak.copy_bytes_per_second > 0 && point.pass == Pass::forward) {
+      entry["bytes_per_second"] = memory_rate(point.problem, one);
+    }
     entry[peak.cuda() ? "share_of_matrix_rate" : "share_of_peak"] = peak.share(one);
     if (one.error) {
       entry["error"] = {{"value", one.error->error},
@@ -284,10 +316,12 @@ std::vector<MeasuredPoint> measure_all(const std::vector<Problem>& all, const Be
   return points;
 }
 
-// The fastest one comes last.
-std::vector<std::string> default_impls(const Device& device) {
-  return device.kind == DeviceKind::cuda ? std::vector<std::string>{"sm90"}
-                                         : std::vector<std::string>{"standard", "flash"};
+// The fastest one comes last: on a GPU the one that a plan takes.
+std::vector<std::string> default_impls(const PlanOptions& options, const Problem& problem) {
+  if (options.device.kind == DeviceKind::cpu) {
+    return {"standard", "flash"};
+  }
+  return {Plan::make(problem, Pass::forward, options).facts().impl};
 }
 
 int sweep_densities(const BenchFlags& flags) {
@@ -301,7 +335,7 @@ int sweep_densities(const BenchFlags& flags) {
   DensityBench sweep{
       problem, flags.problem.block_grid(problem), flags.densities, flags.passes, flags.options, flags.json, flags.plot};
   const auto& impls = flags.options.impls;
-  sweep.options.impls = {impls.empty() ? default_impls(flags.options.plan.device).back() : impls.front()};
+  sweep.options.impls = {impls.empty() ? default_impls(flags.options.plan, problem).back() : impls.front()};
   return bench_densities(sweep);
 }
 
@@ -310,10 +344,10 @@ int bench(const BenchFlags& given) {
     return sweep_densities(given);
   }
   BenchFlags flags = given;
-  if (flags.options.impls.empty()) {
-    flags.options.impls = default_impls(flags.options.plan.device);
-  }
   const std::vector<Problem> all = problems(flags);
+  if (flags.options.impls.empty()) {
+    flags.options.impls = default_impls(flags.options.plan, all.front());
+  }
   if (flags.ranks.schedule) {
     return bench_over_ranks(
         {all, flags.passes, flags.options.plan, flags.options.min_seconds, flags.options.seed, flags.json, flags.plot},
@@ -328,7 +362,8 @@ int bench(const BenchFlags& given) {
   if (!flags.plot.empty()) {
     require_gnuplot();
   }
-  const Peak peak(flags.options.plan);
+  const auto& names = flags.options.impls;
+  const Peak peak(flags.options.plan, std::find(names.begin(), names.end(), "decode") != names.end());
   const std::vector<MeasuredPoint> points = measure_all(all, flags);
   const PlanFacts* facts = any_facts(points);
   const auto& impls = flags.options.impls;
@@ -373,7 +408,7 @@ Command add_bench(::CLI::App& root) {
   add_integers(*app, "--seqs", "lengths to sweep [512,1024,2048,4096]; --seq-q or --seq-k fixes one side", flags->seqs,
                1)
       ->each([flags](const std::string&) { flags->seqs_given = true; });
-  add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash; sm90 on cuda]",
+  add_value(*app, "--impls", "NAME,NAME,..", "Impls to compare [standard,flash; on cuda the one that a plan takes]",
             fmt::format("names out of {}, separated by commas", fmt::join(impl_names(), ", ")),
             [flags](const std::string& text) {
               flags->options.impls = split(text, ',');
@@ -383,8 +418,8 @@ Command add_bench(::CLI::App& root) {
                   [&](const std::string& name) { return std::find(known.begin(), known.end(), name) != known.end(); });
             });
   add_value(*app, "--densities", "D,D,..",
-            "sweep the density of a random block mask instead of the length; the first of --impls [flash; sm90 on "
-            "cuda] is timed",
+            "sweep the density of a random block mask instead of the length; the first of --impls is timed [flash; on "
+            "cuda the one that a plan takes]",
             "numbers from 0 to 1, separated by commas", [flags](const std::string& text) {
               flags->densities.clear();
               for (const std::string& part : split(text, ',')) {
@@ -409,6 +444,7 @@ Command add_bench(::CLI::App& root) {
       "Examples:\n"
       "  tessera bench --dim 128 --mask causal --threads 1 --seqs 1024,2048,4096 --plot bench.png\n"
       "  tessera bench --device cuda --dim 128 --mask causal --batch 4 --heads 16 --seqs 2K,4K,8K,16K\n"
+      "  tessera bench --device cuda --dim 128 --heads 32 --kv-heads 8 --seq-q 1 --seqs 4K,64K --pass forward\n"
       "  tessera bench --seq 8192 --densities 0.0625,0.125,0.25,0.5,0.75,1 --plot densities.png\n"
       "  mpirun -n 4 tessera bench --distributed burst --mask causal --threads 1 --seq 8192 --plot timeline.png");
   return {app, [flags] { return bench(*flags); }};

@@ -6,11 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "cli/bench_tensors.h"
 #include "cli/distributed.h"
 #include "cli/file_io.h"
 #include "cli/measure.h"
 #include "cli/plot.h"
-#include "cli/problem_tensors.h"
+#include "cli/run_plan.h"
 #include "cli/terminal.h"
 #include "tessera/attention.h"
 #include "tessera/version.h"
@@ -71,15 +72,29 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 double exchange_seconds(Communicator& communicator, std::size_t bytes) {
   const int next = (communicator.rank() + 1) % communicator.size();
   const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-  const std::vector<std::byte> out(bytes);
-  std::vector<std::byte> in(bytes);
+  const auto memory = [&] { return communicator.allocate(static_cast<std::int64_t>(bytes)); };
+  const Communicator::Memory out = memory();
+  const Communicator::Memory in = memory();
+  const Device device = communicator.device();
+  std::unique_ptr<internal::DeviceStream> stream;
+  if (device.kind == DeviceKind::cuda) {
+    stream = std::make_unique<internal::DeviceStream>(device.index);
+  } else {
+    std::memset(out.get(), 0, bytes);
+  }
+  void* const handle = stream ? stream->handle() : nullptr;
   double fastest = 1e9;
   for (int run = 0; run < 5; ++run) {
+    gather(communicator, run);  // start together
     const auto start = Clock::now();
-    Transfer arrives = communicator.receive(previous, 0, in);
-    Transfer leaves = communicator.send(next, 0, out);
-    arrives.wait();
-    leaves.wait();
+    Transfer arrives = communicator.receive(previous, 0, {in.get(), bytes}, handle);
+    Transfer leaves = communicator.send(next, 0, {out.get(), bytes}, handle);
+    communicator.flush();
+    arrives.wait(handle);
+    leaves.wait(handle);
+    if (stream) {
+      stream->synchronize();
+    }
     fastest = std::min(fastest, seconds_since(start));
   }
   return fastest;
@@ -89,29 +104,31 @@ LinkRate measure_link(Communicator& communicator) {
   if (communicator.size() == 1) {
     return {};
   }
-  constexpr std::size_t kBytes = std::size_t{8} << 20;
+  const std::size_t kBytes = std::size_t{communicator.device().kind == DeviceKind::cuda ? 128U : 8U} << 20;
   const double message = exchange_seconds(communicator, 8);
   const double large = exchange_seconds(communicator, kBytes);
   return {static_cast<double>(kBytes) / std::max(large - message, 1e-9), message};
 }
 
 // This rank's tokens alone, of random numbers; bias, slopes and sinks are whole.
-ProblemTensors local_tensors(const Problem& whole, const RankFlags& flags, const Communicator& communicator,
-                             std::uint64_t seed) {
+BenchTensors local_tensors(const Problem& whole, const RankFlags& flags, const Communicator& communicator,
+                           std::uint64_t seed) {
   Problem local = whole;
   local.seq_q = SequenceLayout(flags.layout, whole.seq_q, communicator.size()).tokens(communicator.rank());
   local.seq_k = SequenceLayout(flags.layout, whole.seq_k, communicator.size()).tokens(communicator.rank());
   local.mask = Mask::none();
   local.key_lengths.clear();
-  TensorOptions options;
-  options.seed = seed + static_cast<std::uint64_t>(communicator.rank());
-  return {local, options};
+  return {local, communicator.device(), seed + static_cast<std::uint64_t>(communicator.rank())};
 }
 
 // The median run of this rank; all ranks agree on the number of runs.
-RunReport timed_runs(DistributedPlan& plan, Pass pass, const ProblemTensors& tensors, Communicator& communicator,
+RunReport timed_runs(DistributedPlan& plan, Pass pass, const BenchTensors& tensors, Communicator& communicator,
                      double min_seconds, int& runs) {
-  const auto run = [&] { return pass == Pass::forward ? plan.run(tensors.forward()) : plan.run(tensors.backward()); };
+  const auto run = [&] {
+    return pass == Pass::forward ? plan.run(tensors.forward(), tensors.stream())
+                                 : plan.run(tensors.backward(), tensors.stream());
+  };
+  run();  // loads kernels
   const double warm = run().seconds;
   const int wanted = std::clamp(static_cast<int>(min_seconds / std::max(warm, 1e-9)), kFewestRuns, 1000);
   runs = gather(communicator, wanted).front();
@@ -126,8 +143,39 @@ RunReport timed_runs(DistributedPlan& plan, Pass pass, const ProblemTensors& ten
   return std::move(*middle);
 }
 
+// The median of the whole problem on one device.
+double seconds_on_one_device(const Problem& problem, Pass pass, const PlanOptions& options, double min_seconds,
+                             std::uint64_t seed) {
+  const BenchTensors tensors(problem, options.device, seed);
+  const Plan forward = Plan::make(problem, Pass::forward, options);
+  const PlanWorkspace forward_workspace(forward, options.device);
+  forward.run(tensors.forward(), forward_workspace.bytes(), tensors.stream());  // O and LSE for the backward pass
+  const Plan plan = Plan::make(problem, pass, options);
+  const PlanWorkspace workspace(plan, options.device);
+  const auto once = [&] {
+    return tensors.device_stream().seconds([&] {
+      if (pass == Pass::forward) {
+        plan.run(tensors.forward(), workspace.bytes(), tensors.stream());
+      } else {
+        plan.run(tensors.backward(), workspace.bytes(), tensors.stream());
+      }
+    });
+  };
+  once();
+  const double warm = once();
+  std::vector<double> seconds(
+      static_cast<std::size_t>(std::clamp(static_cast<int>(min_seconds / std::max(warm, 1e-9)), kFewestRuns, 1000)));
+  std::generate(seconds.begin(), seconds.end(), once);
+  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
+
 double seconds_alone(const Problem& problem, Pass pass, const PlanOptions& plan, double min_seconds,
                      std::uint64_t seed) {
+  if (plan.device.kind == DeviceKind::cuda) {
+    return seconds_on_one_device(problem, pass, plan, min_seconds, seed);
+  }
   MeasureOptions options;
   options.plan = plan;
   options.impls = {plan.impl.empty() ? "flash" : plan.impl};
@@ -158,11 +206,11 @@ RankPoint measure_point(const RankBench& bench, const RankFlags& flags, const Pr
   RankPoint point;
   point.problem = problem;
   point.pass = pass;
-  DistributedOptions options = flags.options(bench.plan);
+  DistributedOptions options = flags.options(bench.plan, communicator);
   options.record_timeline = !bench.plot.empty();
-  const ProblemTensors tensors = local_tensors(problem, flags, communicator, bench.seed);
+  const BenchTensors tensors = local_tensors(problem, flags, communicator, bench.seed);
   if (pass == Pass::backward) {  // O and LSE for it to read
-    DistributedPlan::make(problem, Pass::forward, communicator, options).run(tensors.forward());
+    DistributedPlan::make(problem, Pass::forward, communicator, options).run(tensors.forward(), tensors.stream());
   }
   DistributedPlan plan = DistributedPlan::make(problem, pass, communicator, options);
   const RunReport report = timed_runs(plan, pass, tensors, communicator, bench.min_seconds, point.runs);
@@ -180,11 +228,12 @@ void print_points(const std::vector<RankPoint>& points) {
     for (std::size_t rank = 0; rank < point.ranks.size(); ++rank) {
       const RankTime& one = point.ranks[rank];
       const bool first = rank == 0;
+      const bool alone = point.alone_seconds > 0;
       table.add({first ? std::string(pass_name(point.pass)) : "", first ? std::to_string(point.problem.seq_k) : "",
                  std::to_string(rank), time_text(one.seconds), time_text(one.compute_seconds),
                  time_text(one.wait_seconds), fmt::format("{:.0f} %", 100 * one.share_hidden),
-                 bytes_text(static_cast<double>(one.bytes_sent)), first ? time_text(point.alone_seconds) : "",
-                 first ? fmt::format("{:.0f} %", 100 * point.efficiency()) : ""});
+                 bytes_text(static_cast<double>(one.bytes_sent)), first && alone ? time_text(point.alone_seconds) : "",
+                 first && alone ? fmt::format("{:.1f} %", 100 * point.efficiency()) : ""});
     }
   }
   fmt::print("\n{}\n", table.text());
@@ -247,7 +296,7 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
   if (!bench.plot.empty()) {
     require_gnuplot();
   }
-  return run_ranks(flags, [&](Communicator& communicator) {
+  return run_ranks(flags, bench.plan.device, [&](Communicator& communicator) {
     const LinkRate link = measure_link(communicator);
     std::vector<RankPoint> points;
     for (const Pass pass : bench.passes) {
@@ -259,6 +308,9 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
       return 0;
     }
     for (RankPoint& point : points) {  // the others have left, and are not kept waiting
+      if (!flags.baseline) {
+        continue;
+      }
       point.alone_seconds = seconds_alone(point.problem, point.pass, bench.plan, bench.min_seconds, bench.seed);
     }
     const RankPoint& last = points.back();

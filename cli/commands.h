@@ -17,5 +17,6 @@ Command add_verify(::CLI::App& root);
 Command add_run(::CLI::App& root);
 Command add_explain(::CLI::App& root);
 Command add_plan(::CLI::App& root);
+Command add_warm(::CLI::App& root);
 
 }  // namespace tessera::cli

@@ -253,6 +253,8 @@ double unit_roundoff(DType dtype) {
       return 0x1p-11;
     case DType::bfloat16:
       return 0x1p-8;
+    case DType::int32:
+      break;
   }
   return 0;
 }

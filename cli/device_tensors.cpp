@@ -5,7 +5,7 @@ namespace tessera::cli {
 DeviceTensors::DeviceTensors(const ProblemTensors& host, int device) : device_(device) {
   for (const HostTensor* tensor :
        {&host.q, &host.k, &host.v, &host.dout, &host.dlse, &host.bias, &host.alibi_slopes, &host.sinks, &host.out,
-        &host.lse, &host.dq, &host.dk, &host.dv, &host.dbias, &host.dsinks}) {
+        &host.lse, &host.key_lengths, &host.page_table, &host.dq, &host.dk, &host.dv, &host.dbias, &host.dsinks}) {
     add(*tensor);
   }
 }
@@ -40,7 +40,7 @@ void DeviceTensors::move(ScoreTensors& score) const {
 }
 
 ForwardTensors DeviceTensors::moved(ForwardTensors tensors) const {
-  for (ConstTensorView* view : {&tensors.q, &tensors.k, &tensors.v}) {
+  for (ConstTensorView* view : {&tensors.q, &tensors.k, &tensors.v, &tensors.key_lengths, &tensors.page_table}) {
     move(*view);
   }
   move(tensors.out);

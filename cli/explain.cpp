@@ -65,7 +65,8 @@ struct ExplainFlags {
 
 MachineRates rates_of(const Device& device, const PlanFacts& facts) {
   if (device.kind == DeviceKind::cuda) {
-    return {internal::measure_matrix_rate(device.index), internal::cuda_device(device.index).shared_bytes};
+    return {internal::measure_matrix_rate(device.index), internal::cuda_device(device.index).shared_bytes,
+            internal::measure_copy_rate(device.index)};
   }
   return {measure_peak_flops(facts.isa), cpu_info().l2_bytes};
 }

@@ -20,8 +20,9 @@ int parse_and_run(int argc, char** argv) {
   app.set_version_flag("--version", fmt::format("tessera {}", tessera::kVersion));
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
-  const std::array<cli::Command, 6> commands{cli::add_info(app), cli::add_bench(app),   cli::add_verify(app),
-                                             cli::add_run(app),  cli::add_explain(app), cli::add_plan(app)};
+  const std::array<cli::Command, 7> commands{cli::add_info(app), cli::add_bench(app),   cli::add_verify(app),
+                                             cli::add_run(app),  cli::add_explain(app), cli::add_plan(app),
+                                             cli::add_warm(app)};
   const CLI::App* current = &app;
   try {
     app.parse(argc, argv);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 namespace tessera::cli {
 
@@ -12,7 +14,24 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::array<double, 3> kSpecials{kInfinity, -kInfinity, std::numeric_limits<double>::quiet_NaN()};
 
 // One stream of random numbers a tensor: a tensor more or less does not change the others.
-enum Stream : std::uint64_t { kQ, kK, kV, kDout, kDlse, kBias, kSlopes, kSinks, kOut, kLse, kDq, kDk, kDv, kDbias };
+enum Stream : std::uint64_t {
+  kQ,
+  kK,
+  kV,
+  kDout,
+  kDlse,
+  kBias,
+  kSlopes,
+  kSinks,
+  kOut,
+  kLse,
+  kDq,
+  kDk,
+  kDv,
+  kDbias,
+  kLengths,
+  kPages
+};
 
 StrideKind strides_of(const TensorOptions& options, Stream stream) {
   const StrideKind kind = options.strides.value_or(static_cast<StrideKind>((options.seed + stream) % kMixedKinds));
@@ -68,12 +87,40 @@ HostTensor bias_tensor(const Problem& problem, const TensorOptions& options) {
   return tensor;
 }
 
+HostTensor lengths_tensor(const Problem& problem, const TensorOptions& options) {
+  HostTensor tensor(DType::int32, std::array{problem.batch});
+  Random random(options.seed, kLengths);
+  bool first = true;
+  tensor.fill([&] {
+    return static_cast<double>(std::exchange(first, false) ? problem.seq_k : random.between(0, problem.seq_k));
+  });
+  return tensor;
+}
+
+// Different pages of the pool, in random order.
+HostTensor page_tensor(const Problem& problem, const TensorOptions& options) {
+  std::vector<std::int64_t> numbers(static_cast<std::size_t>(token_shape(problem, false, 1)[0]));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  Random random(options.seed, kPages);
+  for (std::size_t i = numbers.size() - 1; i > 0; --i) {
+    std::swap(numbers[i], numbers[static_cast<std::size_t>(random.between(0, static_cast<std::int64_t>(i)))]);
+  }
+  HostTensor tensor(DType::int32, std::array{problem.batch, problem.pages_per_sequence()});
+  std::size_t next = 0;
+  tensor.fill([&] { return static_cast<double>(numbers[next++]); });
+  return tensor;
+}
+
 }  // namespace
 
 std::vector<std::int64_t> token_shape(const Problem& problem, bool query_side, std::int64_t dim) {
   const std::int64_t heads = query_side ? problem.heads_q : problem.heads_kv;
   if (problem.ragged()) {
     return {query_side ? problem.total_q() : problem.total_k(), heads, dim};
+  }
+  if (problem.paged() && !query_side) {
+    constexpr std::int64_t kSpare = 3;
+    return {problem.batch * problem.pages_per_sequence() + kSpare, problem.page_size, heads, dim};
   }
   return {problem.batch, query_side ? problem.seq_q : problem.seq_k, heads, dim};
 }
@@ -117,6 +164,12 @@ ProblemTensors::ProblemTensors(const Problem& problem, const TensorOptions& opti
   if (problem.sinks) {
     sinks = normal_tensor(statistics_dtype(problem), std::array{problem.heads_q}, options, kSinks);
   }
+  if (problem.lengths_in_tensors) {
+    key_lengths = lengths_tensor(problem, options);
+  }
+  if (problem.paged()) {
+    page_table = page_tensor(problem, options);
+  }
   allocate_outputs(options);
 }
 
@@ -150,6 +203,8 @@ ProblemTensors ProblemTensors::widened() const {
   result.bias = widen(bias);
   result.alibi_slopes = widen(alibi_slopes);
   result.sinks = widen(sinks);
+  result.key_lengths = key_lengths.converted(DType::int32);
+  result.page_table = page_table.converted(DType::int32);
   result.allocate_outputs({});
   return result;
 }
@@ -165,7 +220,8 @@ ScoreTensors ProblemTensors::score() const {
 }
 
 ForwardTensors ProblemTensors::forward() const {
-  return {q.const_view(), k.const_view(), v.const_view(), out.view(), lse.view(), score()};
+  return {q.const_view(), k.const_view(), v.const_view(),           out.view(),
+          lse.view(),     score(),        key_lengths.const_view(), page_table.const_view()};
 }
 
 BackwardTensors ProblemTensors::backward() const {

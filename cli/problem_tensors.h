@@ -48,6 +48,7 @@ class ProblemTensors {
   void for_each_output(Pass pass, const std::function<void(const std::string&, const HostTensor&)>& visit) const;
 
   HostTensor q, k, v, dout, dlse, bias, alibi_slopes, sinks;
+  HostTensor key_lengths, page_table;  // of a cache: the first sequence is full, the others have random lengths
   HostTensor out, lse, dq, dk, dv, dbias, dsinks;
 
  private:
@@ -59,7 +60,8 @@ class ProblemTensors {
   bool bias_expanded_ = false;
 };
 
-// Shape of a [batch, seq, heads, dim] or ragged [total, heads, dim] tensor of `problem`, and of its LSE.
+// Shape of a [batch, seq, heads, dim] or ragged [total, heads, dim] tensor of `problem`, or of a pool of pages that has a few
+// more than the sequences, and of its LSE.
 std::vector<std::int64_t> token_shape(const Problem& problem, bool query_side, std::int64_t dim);
 std::vector<std::int64_t> lse_shape(const Problem& problem);
 

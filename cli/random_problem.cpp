@@ -15,6 +15,7 @@ namespace {
 constexpr std::int64_t kMostWork = 1 << 20;
 constexpr std::int64_t kMostWorkOfSm90 = 1 << 23;
 constexpr std::int64_t kDimMultipleOfSm90 = 8;
+constexpr std::int64_t kMostListedDimOfSm90 = 128;
 
 template <class T, std::size_t N>
 T pick(Random& random, const std::array<T, N>& values) {
@@ -282,6 +283,13 @@ RandomProblem draw_for_sm90(Random& random) {
   result.tensors.aligned16 = !drawn.strides;
   result.tensors.magnitude = drawn.magnitude;
   result.tensors.dlse = drawn.dlse;
+  const bool listed = std::max(problem.dim_qk, problem.dim_v) <= kMostListedDimOfSm90;
+  if (listed && random.chance(0.25)) {
+    problem.mask = problem.mask & draw_segments(random, problem);
+  }
+  if (listed && problem.seq_q > 0 && problem.seq_k > 0 && random.chance(0.3)) {
+    problem.mask = problem.mask & draw_blocks(random, problem);
+  }
   return result;
 }
 

@@ -16,7 +16,8 @@ struct RandomProblem {
 };
 
 // all: every field of Problem and TensorOptions. sm90: what that Impl takes: 16-bit storage, head dims that are multiples
-// of 8 up to 256, bands, a positive scale, finite tensors aligned to 16 bytes; larger problems, which span several of its tiles.
+// of 8 up to 256, bands, up to head dim 128 segments and block masks, a positive scale, finite tensors aligned to 16 bytes;
+// larger problems, which span several of its tiles.
 enum class ProblemSpace : std::uint8_t { all, sm90 };
 
 // Problem number `index` of the sequence that `seed` names: small, valid, the same on every machine. There are lengths

@@ -74,6 +74,19 @@ BackwardTensors RankTensors::backward() const {
   return tensors;
 }
 
+void RankTensors::add_to(DeviceTensors& copies) const {
+  for (const HostTensor* tensor : {&q_, &k_, &v_, &dout_, &dlse_, &out_, &lse_, &dq_, &dk_, &dv_, &dbias_, &dsinks_,
+                                   &whole_.bias, &whole_.alibi_slopes, &whole_.sinks}) {
+    copies.add(*tensor);
+  }
+}
+
+void RankTensors::download(const DeviceTensors& copies, Pass pass) const {
+  for (const Output& output : outputs(pass, whole_)) {
+    copies.download(*output.part);
+  }
+}
+
 std::vector<RankTensors::Output> RankTensors::outputs(Pass pass, const ProblemTensors& whole) const {
   std::vector<Output> all;
   if (pass == Pass::forward) {
@@ -129,10 +142,16 @@ DistributedFacts run_on_rank(const ProblemTensors& whole, Pass pass, Communicato
                              const DistributedOptions& options, bool write) {
   DistributedPlan plan = DistributedPlan::make(whole.problem(), pass, communicator, options);
   const RankTensors part(whole, options.layout, communicator.rank(), communicator.size());
-  if (pass == Pass::forward) {
-    plan.run(part.forward());
+  const Device device = communicator.device();
+  if (device.kind == DeviceKind::cpu) {
+    pass == Pass::forward ? plan.run(part.forward()) : plan.run(part.backward());
   } else {
-    plan.run(part.backward());
+    DeviceTensors copies(device.index);
+    part.add_to(copies);
+    const internal::DeviceStream stream(device.index);
+    pass == Pass::forward ? plan.run(copies.moved(part.forward()), stream.handle())
+                          : plan.run(copies.moved(part.backward()), stream.handle());
+    part.download(copies, pass);
   }
   part.collect(communicator, pass, write ? &whole : nullptr);
   return plan.facts();
@@ -140,10 +159,18 @@ DistributedFacts run_on_rank(const ProblemTensors& whole, Pass pass, Communicato
 
 std::vector<DistributedFacts> run_on_local_ranks(const ProblemTensors& whole, Pass pass, int ranks,
                                                  const DistributedOptions& options) {
-  std::vector<DistributedFacts> facts(static_cast<std::size_t>(ranks));
-  run_local_ranks(ranks, [&](Communicator& communicator) {
+  return run_on_local_ranks(whole, pass, std::vector<Device>(static_cast<std::size_t>(ranks)), options);
+}
+
+std::vector<DistributedFacts> run_on_local_ranks(const ProblemTensors& whole, Pass pass,
+                                                 const std::vector<Device>& devices,
+                                                 const DistributedOptions& options) {
+  std::vector<DistributedFacts> facts(devices.size());
+  run_local_ranks(devices, [&](Communicator& communicator) {
     const int rank = communicator.rank();
-    facts[static_cast<std::size_t>(rank)] = run_on_rank(whole, pass, communicator, options, rank == 0);
+    DistributedOptions own = options;
+    own.plan.device = communicator.device();
+    facts[static_cast<std::size_t>(rank)] = run_on_rank(whole, pass, communicator, own, rank == 0);
   });
   return facts;
 }

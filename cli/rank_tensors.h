@@ -1,6 +1,7 @@
 // One rank's part of the tensors of a whole problem, and the way back.
 #pragma once
 
+#include "cli/device_tensors.h"
 #include "cli/problem_tensors.h"
 #include "tessera/distributed.h"
 
@@ -13,6 +14,9 @@ class RankTensors {
 
   ForwardTensors forward() const;
   BackwardTensors backward() const;
+  // The tensors of this rank, for copies of them on a device, and the way back for a pass's outputs.
+  void add_to(DeviceTensors& copies) const;
+  void download(const DeviceTensors& copies, Pass pass) const;
 
   // Puts the outputs of all ranks together into `whole`, unless that is null; dbias and dsinks are summed. Every rank of
   // the group has to call it.
@@ -39,6 +43,9 @@ class RankTensors {
 // Returns the facts of every rank for `pass`.
 std::vector<DistributedFacts> run_on_local_ranks(const ProblemTensors& whole, Pass pass, int ranks,
                                                  const DistributedOptions& options);
+// The same with one rank on each of these devices.
+std::vector<DistributedFacts> run_on_local_ranks(const ProblemTensors& whole, Pass pass,
+                                                 const std::vector<Device>& devices, const DistributedOptions& options);
 // One rank's part of that, with any communicator; `write` says whether this rank's `whole` receives the outputs.
 DistributedFacts run_on_rank(const ProblemTensors& whole, Pass pass, Communicator& communicator,
                              const DistributedOptions& options, bool write);

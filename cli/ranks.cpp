@@ -4,10 +4,16 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
+#include <system_error>
 
 #include "cli/flag_values.h"
 #include "core/fail.h"
+#include "cuda/device.h"
+#include "tessera/nccl.h"
+#include "tessera/tcp.h"
 #ifdef TESSERA_HAVE_MPI
 #include "tessera/mpi.h"
 #endif
@@ -26,27 +32,82 @@ bool started_by_mpi() {
   return std::any_of(kNames.begin(), kNames.end(), [](const char* name) { return std::getenv(name) != nullptr; });
 }
 
-int run_as_process(const RankFlags& flags, const std::function<int(Communicator&)>& body) {
+// The devices from the first on, in turn.
+Device device_of(const Device& first, int rank) {
+  if (first.kind == DeviceKind::cpu) {
+    return first;
+  }
+  internal::cuda_device(first.index);
+  const auto count = static_cast<int>(cuda_info().devices.size());
+  return {DeviceKind::cuda, (first.index + rank) % count};
+}
+
+bool started_by_torchrun() {
+  constexpr std::array<const char*, 3> kNames{"RANK", "WORLD_SIZE", "MASTER_PORT"};
+  return std::all_of(kNames.begin(), kNames.end(), [](const char* name) { return std::getenv(name) != nullptr; });
+}
+
+// Of this process on its machine, by which it takes a GPU.
+int local_rank(const Communicator& communicator) {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "LOCAL_RANK"}) {
+    if (const char* text = std::getenv(name)) {
+      int rank = 0;
+      if (std::from_chars(text, text + std::strlen(text), rank).ec != std::errc{} || rank < 0) {
+        internal::fail_argument(name, text, "the number of this process on its machine, 0 or more");
+      }
+      return rank;
+    }
+  }
+  return communicator.rank();
+}
+
+// The ranks of `host`, with messages in the memory of a GPU each.
+std::unique_ptr<Communicator> on_devices(std::unique_ptr<Communicator> host, const RankFlags& flags,
+                                         const Device& device) {
+  const bool by_nccl = flags.transport == "nccl" || (flags.transport.empty() && !nccl_missing());
+  return by_nccl ? nccl_communicator(std::move(host), {device, flags.communicator})
+                 : staged_communicator(std::move(host), device);
+}
+
+std::unique_ptr<Communicator> group_of_mpi(const RankFlags& flags) {
 #ifdef TESSERA_HAVE_MPI
   MpiOptions options;
   options.communicator = flags.communicator;
-  const auto communicator = mpi_communicator(options);
+  return mpi_communicator(options);
+#else
+  (void)flags;
+  throw Error(ErrorCode::unsupported, "started as an MPI process, but " + mpi_text());
+#endif
+}
+
+std::unique_ptr<Communicator> group_of_processes(const RankFlags& flags) {
+  if (started_by_mpi()) {
+    return group_of_mpi(flags);
+  }
+  TcpOptions options = tcp_options_from_environment();
+  options.communicator = flags.communicator;
+  return tcp_communicator(options);
+}
+
+int run_as_process(const RankFlags& flags, const Device& first, const std::function<int(Communicator&)>& body) {
+  std::unique_ptr<Communicator> communicator = group_of_processes(flags);
   try {
     if (flags.ranks != 0 && flags.ranks != communicator->size()) {
       internal::fail_argument("--ranks", std::int64_t{flags.ranks},
                               fmt::format("the number of processes, {}", communicator->size()));
     }
+    if (first.kind == DeviceKind::cuda) {
+      const Device device = device_of(first, local_rank(*communicator));
+      communicator = on_devices(std::move(communicator), flags, device);
+    }
     const int status = body(*communicator);
     return communicator->rank() == 0 ? status : 0;
   } catch (const std::exception& error) {
-    communicator->abort(error);
+    if (communicator) {
+      communicator->abort(error);
+    }
     throw;
   }
-#else
-  (void)flags;
-  (void)body;
-  throw Error(ErrorCode::unsupported, "started as an MPI process, but " + mpi_text());
-#endif
 }
 
 }  // namespace
@@ -77,30 +138,37 @@ void RankFlags::add(::CLI::App& app) {
   add_integer(app, "--ranks-per-node", "ranks that fast links connect [all]", 1, kMostRanks, [this](auto n) {
     links.ranks_per_node = static_cast<int>(n);
   })->group(kRankGroup);
+  app.add_flag("!--no-baseline", baseline, "bench: do not time one rank that has the whole problem")->group(kRankGroup);
+  add_word(app, "--transport", "between GPUs of processes [nccl where it is found, else host]", {"nccl", "host"},
+           [this](const std::string& word) { transport = word; })
+      ->group(kRankGroup);
   add_integer(app, "--timeout", "seconds after which a silent rank is an error [60]", 1, 1 << 20, [this](auto n) {
     communicator.timeout = std::chrono::seconds(n);
   })->group(kRankGroup);
 }
 
-DistributedOptions RankFlags::options(const PlanOptions& plan) const {
-  if (plan.device.kind != DeviceKind::cpu) {
-    internal::fail_argument("--device", device_text(plan.device), "cpu beside --distributed");
-  }
+DistributedOptions RankFlags::options(const PlanOptions& plan, const Communicator& communicator) const {
   DistributedOptions options;
   options.schedule = schedule.value_or(RingSchedule::automatic);
   options.layout = layout;
   options.links = links;
   options.plan = plan;
+  options.plan.device = communicator.device();
   return options;
 }
 
-int run_ranks(const RankFlags& flags, const std::function<int(Communicator&)>& body) {
-  if (started_by_mpi()) {
-    return run_as_process(flags, body);
+int run_ranks(const RankFlags& flags, const Device& device, const std::function<int(Communicator&)>& body) {
+  if (started_by_mpi() || started_by_torchrun()) {
+    return run_as_process(flags, device, body);
   }
   int status = 0;
+  const int ranks = flags.ranks == 0 ? kDefaultRanks : flags.ranks;
+  std::vector<Device> devices(static_cast<std::size_t>(ranks));
+  for (int rank = 0; rank < ranks; ++rank) {
+    devices[static_cast<std::size_t>(rank)] = device_of(device, rank);
+  }
   run_local_ranks(
-      flags.ranks == 0 ? kDefaultRanks : flags.ranks,
+      devices,
       [&](Communicator& communicator) {
         const int own = body(communicator);
         if (communicator.rank() == 0) {

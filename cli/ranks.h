@@ -17,18 +17,21 @@ struct RankFlags {
   int ranks = 0;  // of --ranks: threads; under mpirun the number that it must have started
   Links links;
   CommunicatorOptions communicator;
+  bool baseline = true;   // bench: time one rank alone, too
+  std::string transport;  // between GPUs of processes: "nccl", "host", or empty for the first that is there
 
   void add(::CLI::App& app);
-  // Throws Error(invalid_argument) for a plan that is not for the CPU.
-  DistributedOptions options(const PlanOptions& plan) const;
+  // With the device of this rank in place of the plan's.
+  DistributedOptions options(const PlanOptions& plan, const Communicator& communicator) const;
 };
 
 // --layout, whose words are those of layout_name.
 void add_layout(::CLI::App& app, SequenceLayout::Kind& layout);
 
-// Runs `body` on every rank: this process's one under mpirun, else on --ranks threads (2 when it is left out). Returns the
-// status of rank 0 where that is here, else 0. Errors of one rank are told to the others.
-int run_ranks(const RankFlags& flags, const std::function<int(Communicator&)>& body);
+// Runs `body` on every rank: this process's one under mpirun or torchrun, else on --ranks threads (2 when it is left out).
+// On GPUs ranks take the devices from `device` on, in turn. Returns the status of rank 0 where that is here, else 0. Errors of
+// one rank are told to the others.
+int run_ranks(const RankFlags& flags, const Device& device, const std::function<int(Communicator&)>& body);
 
 // "Open MPI v4.1.4", or why there is none.
 std::string mpi_text();

@@ -7,9 +7,9 @@
 namespace tessera::cli {
 
 int verify_over_ranks(const Problem& problem, const CheckOptions& options, const RankFlags& flags) {
-  return run_ranks(flags, [&](Communicator& communicator) {
+  return run_ranks(flags, options.plan.device, [&](Communicator& communicator) {
     const ProblemTensors tensors(problem, options.tensors);
-    const DistributedOptions distributed = flags.options(options.plan);
+    const DistributedOptions distributed = flags.options(options.plan, communicator);
     const DistributedFacts forward = run_on_rank(tensors, Pass::forward, communicator, distributed, true);
     DistributedFacts last = forward;
     if (options.backward) {

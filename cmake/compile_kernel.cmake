@@ -1,4 +1,5 @@
-# Compiles one kernel: cmake -D NVCC= -D VERSION= -D FLAGS= -D SOURCE= -D CUBIN= -D CACHE= -D STRICT= -P compile_kernel.cmake
+# Compiles one kernel: cmake -D NVCC= -D VERSION= -D KIND= -D FLAGS= -D SOURCE= -D CUBIN= -D CACHE= -D STRICT= -P compile_kernel.cmake
+# KIND is cubin or, for flags that name several architectures, fatbin.
 # Leaves, beside the image, its dependencies (.d) and a log (.log): what the compiler said, and the seconds it took. With a
 # CACHE, the image and log of the same preprocessed source, flags and compiler are taken from there.
 cmake_minimum_required(VERSION 3.25)
@@ -21,7 +22,7 @@ endfunction()
 
 function(compile)
   now(start)
-  run_nvcc(text -cubin -MD -MF "${CUBIN}.d" -o "${CUBIN}")
+  run_nvcc(text -${KIND} -MD -MF "${CUBIN}.d" -o "${CUBIN}")
   now(end)
   math(EXPR tenths "(${end} - ${start} + 50000) / 100000")
   math(EXPR whole "${tenths} / 10")

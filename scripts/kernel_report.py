@@ -8,12 +8,13 @@ import pathlib
 import re
 from typing import NamedTuple
 
-FUNCTION = re.compile(r"entry function '(?P<name>\w+)'(?P<rest>.*?)(?=entry function|\Z)", re.DOTALL)
-HEADINGS = ("kernel", "registers", "spills, bytes", "stack, bytes", "static shared memory, bytes", "seconds")
+FUNCTION = re.compile(r"entry function '(?P<name>\w+)' for '(?P<gpu>\w+)'(?P<rest>.*?)(?=entry function|\Z)", re.DOTALL)
+HEADINGS = ("kernel", "GPU", "registers", "spills, bytes", "stack, bytes", "static shared memory, bytes", "seconds")
 
 
 class Kernel(NamedTuple):
     name: str
+    gpu: str  # whose code it is
     registers: int
     spill_bytes: int
     stack_bytes: int
@@ -22,7 +23,7 @@ class Kernel(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         seconds = f"{self.seconds:.1f}" if self.seconds else ""
-        return self.name, *map(str, self[1:5]), seconds
+        return self.name, self.gpu, *map(str, self[2:6]), seconds
 
 
 def number(pattern: str, text: str) -> int:
@@ -35,11 +36,12 @@ def kernels_of(log: pathlib.Path) -> list[Kernel]:
     text = log.read_text()
     seconds = float(re.search(r"^seconds: ([\d.]+)$", text, re.MULTILINE)[1])
     kernels = []
-    for function in sorted(FUNCTION.finditer(text), key=lambda function: function["name"]):
+    for function in sorted(FUNCTION.finditer(text), key=lambda function: (function["name"], function["gpu"])):
         name, rest = function["name"], function["rest"]
         kernels.append(
             Kernel(
                 name=name if name == image else f"{image}: {name}",
+                gpu=function["gpu"],
                 registers=number(r"Used (\d+) registers", rest),
                 spill_bytes=number(r"(\d+) bytes spill stores", rest) + number(r"(\d+) bytes spill loads", rest),
                 stack_bytes=number(r"(\d+) bytes stack frame", rest),
@@ -61,13 +63,13 @@ def plain(kernels: list[Kernel]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = []
     for row in rows:
-        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers]))
     return "\n".join([*lines, "", summary(kernels)])
 
 
 def markdown(kernels: list[Kernel]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" + "|---:" * (len(HEADINGS) - 1) + "|"]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---" + "|---:" * (len(HEADINGS) - 2) + "|"]
     lines += ["| " + " | ".join(kernel.cells()) + " |" for kernel in kernels]
     return "\n".join(
         [

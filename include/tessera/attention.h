@@ -13,6 +13,19 @@ void attention_forward(const Problem& problem, const ForwardTensors& tensors, co
 void attention_backward(const Problem& problem, const BackwardTensors& tensors, const PlanOptions& options = {},
                         void* stream = nullptr);
 
+// New keys and values of a step of decoding, and the cache that they go into.
+struct AppendTensors {
+  ConstTensorView k, v;  // [batch, tokens, heads_kv, dim_qk] and [batch, tokens, heads_kv, dim_v]
+  TensorView k_cache,
+      v_cache;  // [batch, seq_k, heads_kv, dim] or, with a page table, [pages, page_size, heads_kv, dim]
+  ConstTensorView key_lengths;   // int32 [batch]: keys in use before, which stay as they are
+  ConstTensorView page_table{};  // int32 [batch, pages of a sequence]; absent: the cache is not paged
+};
+
+// Token i of sequence b becomes key key_lengths[b] + i of that sequence. On the CPU, tokens without room or without a page of
+// the pool are refused before anything is written; on a GPU, where lengths are read when the kernel runs, they are left out.
+void append_keys(const AppendTensors& tensors, void* stream = nullptr);
+
 // For people who do not care about plans: what the shapes of the tensors do not say.
 struct AttentionOptions {
   Mask mask{};
@@ -43,7 +56,8 @@ using ConstPartial = BasicPartial<ConstTensorView>;
 // The attention over the union of two disjoint sets of keys:
 //   O <- O - sigmoid(lse_b - lse) (O - O_b),  lse <- lse - log sigmoid(lse - lse_b);
 // where neither sees a key the result is O = 0, lse = -inf. `result` may be `a` itself. Computed in float32, on `threads`
-// threads; 0: OpenMP's default.
-void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads = 0);
+// threads; 0: OpenMP's default. On a CUDA device in the order of `stream`; then all memory is that device's.
+void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads = 0,
+           void* stream = nullptr);
 
 }  // namespace tessera

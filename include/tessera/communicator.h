@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,8 +43,10 @@ class PendingTransfer {
 
   // As Transfer::wait.
   virtual void wait(void* stream) = 0;
-  // When it was finished; after wait() alone.
+  // When it was finished; after wait() alone, and on a device once that has happened.
   virtual Clock::time_point finished_at() const = 0;
+  // When its bytes began to move, where that is known.
+  virtual std::optional<Clock::time_point> started_at() const { return std::nullopt; }
 };
 
 // The handle of a send or receive. A default-constructed one is finished.
@@ -61,8 +64,9 @@ class Transfer {
       pending_->wait(stream);
     }
   }
-  // When it was finished; after wait() alone.
+  // As those of PendingTransfer.
   PendingTransfer::Clock::time_point finished_at() const { return pending_->finished_at(); }
+  std::optional<PendingTransfer::Clock::time_point> started_at() const { return pending_->started_at(); }
 
  private:
   std::unique_ptr<PendingTransfer> pending_;
@@ -77,6 +81,8 @@ class Communicator {
  public:
   // Messages between two ranks arrive in the order of their sends within one channel; channels do not wait for each other.
   static constexpr int kChannels = 8;
+  // Messages of this one are in host memory, wherever the others are.
+  static constexpr int kHostChannel = kChannels - 1;
   using Memory = std::shared_ptr<std::byte>;
 
   Communicator() = default;
@@ -87,7 +93,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string name() const = 0;  // of the transport: "local", "mpi"
-  // Where the memory of messages is.
+  // Where the memory of messages is, but for those of kHostChannel.
   virtual Device device() const { return {}; }
   // Memory for messages, aligned to kWorkspaceAlignment, on device(). Transports that register memory do it here.
   virtual Memory allocate(std::int64_t bytes);
@@ -96,6 +102,9 @@ class Communicator {
   // On a device the transfer begins after the work that `stream` already holds.
   Transfer send(int to, int channel, std::span<const std::byte> bytes, void* stream = nullptr);
   Transfer receive(int from, int channel, std::span<std::byte> bytes, void* stream = nullptr);
+  // Transports that move several messages as one start those here that have been posted. Every rank has to call it at the same
+  // points: between two of them both ends of a message are posted. A wait for what has not been started calls it.
+  virtual void flush() {}
 
   // Every rank's `mine`, in the order of ranks; all have the same length. Each rank has to call it.
   std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine);
@@ -103,6 +112,9 @@ class Communicator {
   // Tells every rank that this one failed, and why; an Error(peer), which is about another rank, is passed on as it is. Later
   // operations throw, here too.
   void abort(const std::exception& error) noexcept;
+
+  // Why the group has failed, as far as this rank has heard. Does not wait.
+  virtual std::optional<std::string> failure() const { return std::nullopt; }
 
   const Traffic& traffic() const { return traffic_; }
 
@@ -123,10 +135,16 @@ class Communicator {
 // A group whose ranks are threads of this process. Element r belongs to rank r; a rank that destroys its end has left.
 // Throws Error(invalid_argument) for less than one rank.
 std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, const CommunicatorOptions& options = {});
+// The same with the memory of rank r on devices[r], all CUDA devices or all the CPU. Ranks may share a device. Messages go
+// straight from device to device on the copy engines, which leaves all multiprocessors to the kernels.
+std::vector<std::unique_ptr<Communicator>> local_communicators(const std::vector<Device>& devices,
+                                                               const CommunicatorOptions& options = {});
 
 // Runs `body` once for each rank of a local group, each in a thread of its own, and joins them. When bodies throw, the
 // others are told, and the first exception that is not about another rank is thrown again.
 void run_local_ranks(int ranks, const std::function<void(Communicator&)>& body,
+                     const CommunicatorOptions& options = {});
+void run_local_ranks(const std::vector<Device>& devices, const std::function<void(Communicator&)>& body,
                      const CommunicatorOptions& options = {});
 
 }  // namespace tessera

@@ -15,6 +15,7 @@ namespace tessera {
 namespace dlpack {
 inline constexpr int kCpu = 1;
 inline constexpr int kCuda = 2;
+inline constexpr int kInteger = 0;
 inline constexpr int kFloat = 2;
 inline constexpr int kBfloat = 4;
 }  // namespace dlpack
@@ -33,10 +34,12 @@ TensorView from_dlpack(const DLTensor& tensor) {
     view.dtype = DType::float16;
   } else if (tensor.dtype.lanes == 1 && code == dlpack::kBfloat && bits == 16) {
     view.dtype = DType::bfloat16;
+  } else if (tensor.dtype.lanes == 1 && code == dlpack::kInteger && bits == 32) {
+    view.dtype = DType::int32;
   } else {
     throw Error(ErrorCode::invalid_argument,
                 "DLPack dtype: code " + std::to_string(code) + " with " + std::to_string(bits) +
-                    " bits; accepted: float32, float64, float16 and bfloat16 with one lane");
+                    " bits; accepted: float32, float64, float16, bfloat16 and int32 with one lane");
   }
   const int device = static_cast<int>(tensor.device.device_type);
   if (device != dlpack::kCpu && device != dlpack::kCuda) {
@@ -64,13 +67,15 @@ TensorView from_dlpack(const DLTensor& tensor) {
 template <class DLTensor>
 DLTensor to_dlpack(TensorView& view) {
   DLTensor tensor{};
-  const bool brain = view.dtype == DType::bfloat16;
+  const int code = view.dtype == DType::bfloat16 ? dlpack::kBfloat
+                   : view.dtype == DType::int32  ? dlpack::kInteger
+                                                 : dlpack::kFloat;
   tensor.data = view.data;
   tensor.device.device_type = static_cast<decltype(tensor.device.device_type)>(
       view.device.kind == DeviceKind::cpu ? dlpack::kCpu : dlpack::kCuda);
   tensor.device.device_id = view.device.index;
   tensor.ndim = view.rank;
-  tensor.dtype.code = static_cast<std::uint8_t>(brain ? dlpack::kBfloat : dlpack::kFloat);
+  tensor.dtype.code = static_cast<std::uint8_t>(code);
   tensor.dtype.bits = static_cast<std::uint8_t>(8 * dtype_bytes(view.dtype));
   tensor.dtype.lanes = 1;
   tensor.shape = view.shape.data();

@@ -28,6 +28,12 @@ struct ForwardTensors {
   TensorView out;
   TensorView lse;  // optional; float32 [batch, heads_q, seq_q] or, ragged, [heads_q, total_q]; last stride free
   ScoreTensors score;
+  // Each present exactly when the Problem says so. On a GPU their numbers are read when the kernels run, so that a graph replays
+  // with new ones: lengths outside 0 .. seq_k are then taken as the nearer end, pages outside the pool as some page of it. On
+  // the CPU they are refused.
+  ConstTensorView key_lengths{};  // Problem::lengths_in_tensors: int32 [batch]
+  ConstTensorView
+      page_table{};  // Problem::page_size: int32 [batch, pages_per_sequence()]; what lies behind a length is not read
 };
 
 struct BackwardTensors {
@@ -43,7 +49,7 @@ struct BackwardTensors {
 
 struct PlanOptions {
   Device device{};
-  std::string impl;  // force one Impl by name; empty: the first that accepts
+  std::string impl;  // force one Impl by name; empty: TESSERA_IMPL, else the first that accepts
   std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has
   int threads = 0;   // 0: OpenMP's default
   // Backward: the keys are a part of those that `out`, `lse` and `dlse` are about, as in one step of a ring. The gradients
@@ -57,6 +63,7 @@ struct PlanOptions {
 struct MachineRates {
   double flops_per_second = 0;   // of one thread, float32; of a GPU, its matrix products in 16 bits
   std::int64_t cache_bytes = 0;  // the fast memory M of the IO model
+  double bytes_per_second = 0;   // of a GPU, a copy: read and written
 };
 
 // One kernel that a plan launches on a GPU.

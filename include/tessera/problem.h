@@ -67,6 +67,14 @@ struct Problem {
   std::vector<std::int64_t> cu_seqlens_k;
   std::vector<std::int64_t> key_lengths;  // keys in use of each sequence: batch numbers, or empty for all
 
+  // A cache of keys that grows between runs of one plan, in the batch layout of the forward pass.
+  // Whether the keys in use come with the tensors of each run (ForwardTensors::key_lengths) in place of key_lengths; seq_k
+  // is the most that there can be.
+  bool lengths_in_tensors = false;
+  // Keys in a page: a power of two from 16, or 0 where K and V are not paged. K is then [pages, page_size, heads_kv, dim_qk], V
+  // [pages, page_size, heads_kv, dim_v], and ForwardTensors::page_table says which pages a sequence has.
+  std::int64_t page_size = 0;
+
   Mask mask;
   std::optional<float> scale;  // 1 / sqrt(dim_qk) when absent
   float softcap = 0.0F;        // 0: none
@@ -79,6 +87,9 @@ struct Problem {
   Dropout dropout;
 
   bool ragged() const { return !cu_seqlens_q.empty(); }
+  bool paged() const { return page_size != 0; }
+  // Columns of the page table.
+  std::int64_t pages_per_sequence() const { return paged() ? (seq_k + page_size - 1) / page_size : 0; }
   DType out_dtype() const { return output_dtype.value_or(dtype); }
   float softmax_scale() const;
   std::int64_t group_size() const { return heads_q / heads_kv; }

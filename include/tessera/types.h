@@ -6,13 +6,14 @@
 
 namespace tessera {
 
-enum class DType : std::uint8_t { float32, bfloat16, float16, float64 };
+// int32 is that of lengths and page tables, and of nothing that is computed with.
+enum class DType : std::uint8_t { float32, bfloat16, float16, float64, int32 };
 
 // Bytes of one element.
 std::int64_t dtype_bytes(DType dtype);
-// "float32", "bfloat16", "float16" or "float64".
+// "float32", "bfloat16", "float16", "float64" or "int32".
 std::string_view dtype_name(DType dtype);
-// The inverse of dtype_name, which also takes the short forms "f32", "bf16", "f16" and "f64".
+// The inverse of dtype_name for what is computed with, which also takes the short forms "f32", "bf16", "f16" and "f64".
 // Throws Error(invalid_argument) for any other name.
 DType dtype_from_name(std::string_view name);
 

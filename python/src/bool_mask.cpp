@@ -224,4 +224,26 @@ BlockMask blocks_of(const Array& mask, std::int64_t block_q, std::int64_t block_
   return blocks_of(mask, extent(0), extent(1), {extent(2), extent(3), block_q, block_k});
 }
 
+BlockMask blocks_of_grid(const Array& kept, const BlockGrid& grid) {
+  if (kept.ndim() != 4) {
+    refuse(shape_text(kept), "bool[batch or 1, heads or 1, block rows, block columns]");
+  }
+  if (grid.block_q < 1 || grid.block_k < 1) {
+    return BlockMask::from_function(grid, {});  // which names what is wrong
+  }
+  const auto extent = [&kept](std::size_t axis) { return static_cast<std::int64_t>(kept.shape(axis)); };
+  const BoolView view = bool_view(kept, {extent(0), extent(1), grid.rows(), grid.columns()});
+  std::vector<BlockMask> sequences;
+  for (std::int64_t b = 0; b < view.shape[0]; ++b) {
+    std::vector<BlockMask> patterns;
+    for (std::int64_t h = 0; h < view.shape[1]; ++h) {
+      patterns.push_back(BlockMask::from_function(grid, [&](std::int64_t row, std::int64_t column) {
+        return view.row(b, h, row)[column * view.strides[3]] != 0;
+      }));
+    }
+    sequences.push_back(BlockMask::over_heads(patterns));
+  }
+  return BlockMask::over_batch(sequences);
+}
+
 }  // namespace tessera::python

@@ -32,4 +32,7 @@ BlockMask blocks_of(const Array& mask, std::int64_t batch, std::int64_t heads, c
 // The same of a mask that says its sizes itself: bool [batch or 1, heads or 1, seq_q, seq_k].
 BlockMask blocks_of(const Array& mask, std::int64_t block_q, std::int64_t block_k);
 
+// Whole blocks: bool [batch or 1, heads or 1, rows, columns] of the grid, true where a block is kept.
+BlockMask blocks_of_grid(const Array& kept, const BlockGrid& grid);
+
 }  // namespace tessera::python

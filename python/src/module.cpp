@@ -20,6 +20,7 @@
 #include "bool_mask.h"
 #include "options.h"
 #include "plan_cache.h"
+#include "prepared.h"
 #include "tensors.h"
 #include "tessera/tessera.h"
 #include "workspace_pool.h"
@@ -184,8 +185,24 @@ nb::tuple forward(nb::handle q, nb::handle k, nb::handle v, const nb::object& ou
   tensors.out = o.view;
   tensors.lse = l.view;
   tensors.score = inputs.call.score;
+  tensors.key_lengths = inputs.call.key_lengths;
+  tensors.page_table = inputs.call.page_table;
   run(*plan, tensors, allocate, inputs.call);
   return nb::make_tuple(o.object, l.object);
+}
+
+void append(nb::handle k, nb::handle v, const nb::object& k_cache, const nb::object& v_cache, nb::handle lengths,
+            nb::handle page_table, std::optional<std::uintptr_t> stream) {
+  const Input k_ = input_of(k, "k");
+  const Device device = k_.view.device;
+  const Input v_ = input_of(v, "v", device);
+  const Output k_cache_ = output_of(k_cache, "k_cache", device);
+  const Output v_cache_ = output_of(v_cache, "v_cache", device);
+  const Input lengths_ = input_of(lengths, "lengths", device);
+  const Input table = page_table.is_none() ? Input{} : input_of(page_table, "page_table", device);
+  const nb::gil_scoped_release release;
+  append_keys({k_.view, v_.view, k_cache_.view, v_cache_.view, lengths_.view, table.view},
+              reinterpret_cast<void*>(stream.value_or(0)));
 }
 
 nb::tuple backward(nb::handle dout, nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
@@ -218,6 +235,19 @@ nb::tuple backward(nb::handle dout, nb::handle q, nb::handle k, nb::handle v, nb
                           dbias.view,    dsinks.view,   inputs.call.score};
   run(*plan, tensors, allocate, inputs.call);
   return nb::make_tuple(dq.object, dk.object, dv.object, dbias.object, dsinks.object);
+}
+
+// A pass that runs again and again on tensors like these; without `dout` the forward one.
+Prepared prepare(nb::handle q, nb::handle k, nb::handle v, nb::handle dout, const nb::dict& options) {
+  Inputs inputs(q, k, v, options);
+  if (dout.is_none()) {
+    inputs.call.plan.deterministic = true;
+    return {plan_cache().get(inputs.call.problem, Pass::forward, inputs.call.plan), inputs.q.view, inputs.k.view,
+            inputs.v.view};
+  }
+  const Input d = input_of(dout, "dout", inputs.call.plan.device);
+  return {plan_cache().get(inputs.call.problem, Pass::backward, inputs.call.plan), inputs.q.view, inputs.k.view,
+          inputs.v.view, d.view};
 }
 
 nb::tuple merge_partials(nb::handle out_a, nb::handle lse_a, nb::handle out_b, nb::handle lse_b, const nb::object& out,
@@ -312,6 +342,7 @@ constexpr const char* kBlockMaskDoc =
 
 from_boolean  mask bool [batch or 1, heads or 1, seq_q, seq_k], true where the pair attends; block sizes are multiples
               of 16
+from_blocks   kept bool [batch or 1, heads or 1, block rows, block columns], true where a whole block attends
 draw          one character a block of one (sequence, head): '#' whole, '+' in part, '.' not at all
 density       kept blocks over all blocks
 &, |          the pairs of both, or of either; grids must be equal)";
@@ -324,6 +355,12 @@ void define_block_mask(nb::module_& module) {
             return blocks_of(mask, block_q, block_k);
           },
           nb::arg("mask"), nb::arg("block_q") = 128, nb::arg("block_k") = 128)
+      .def_static(
+          "from_blocks",
+          [](const Array& kept, std::int64_t queries, std::int64_t keys, std::int64_t block_q, std::int64_t block_k) {
+            return blocks_of_grid(kept, {queries, keys, block_q, block_k});
+          },
+          nb::arg("kept"), nb::arg("queries"), nb::arg("keys"), nb::arg("block_q") = 128, nb::arg("block_k") = 128)
       .def_static("from_bytes", &block_mask_of, nb::arg("data"))
       .def("to_bytes", &bytes_of)
       .def("__getstate__", &bytes_of)
@@ -397,10 +434,19 @@ NB_MODULE(_tessera, module) {
   namespace tp = tessera::python;
   nb::register_exception_translator(tp::translate);
   tp::define_block_mask(module);
+  nb::class_<tp::Prepared>(module, "Prepared")
+      .def_prop_ro("lse_shape", &tp::Prepared::lse_shape)
+      .def_prop_ro("workspace_bytes", &tp::Prepared::workspace_bytes)
+      .def("forward", &tp::Prepared::forward)
+      .def("backward", &tp::Prepared::backward);
+  module.def("prepare", &tp::prepare, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("dout").none(),
+             nb::arg("options"));
   module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
              nb::arg("lse").none(), nb::arg("allocate").none(), nb::arg("options"));
   module.def("backward", &tp::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
              nb::arg("lse"), nb::arg("dlse").none(), nb::arg("wanted"), nb::arg("allocate").none(), nb::arg("options"));
+  module.def("append_keys", &tp::append, nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
+             nb::arg("lengths"), nb::arg("page_table").none(), nb::arg("stream").none());
   module.def("merge", &tp::merge_partials, nb::arg("out_a"), nb::arg("lse_a"), nb::arg("out_b"), nb::arg("lse_b"),
              nb::arg("out").none(), nb::arg("lse").none(), nb::arg("allocate").none());
   module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),

@@ -125,6 +125,19 @@ void check_rank(const ConstTensorView& view, const char* name, bool ragged) {
   }
 }
 
+// Of a cache: the tensors that say which keys are in use and where they are.
+void apply_cache(Problem& problem, const ConstTensorView& k, const Call& call) {
+  problem.lengths_in_tensors = !call.key_lengths.absent();
+  if (const ConstTensorView& table = call.page_table; !table.absent()) {
+    if (table.rank != 2 || k.rank != 4) {
+      refuse("page_table", table.describe(),
+             "int32 [batch, pages of a sequence] with k [pages, page_size, heads, dim]");
+    }
+    problem.page_size = k.shape[1];
+    problem.seq_k = table.shape[1] * k.shape[1];
+  }
+}
+
 Problem shapes_of(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                   const Keywords& options) {
   using Lengths = std::vector<std::int64_t>;
@@ -212,6 +225,9 @@ Call make_call(const ConstTensorView& q, const ConstTensorView& k, const ConstTe
   problem.alibi = !call.score.alibi_slopes.absent();
   call.score.sinks = tensor_option(keywords, "sinks", call);
   problem.sinks = !call.score.sinks.absent();
+  call.key_lengths = tensor_option(keywords, "cache_lengths", call);
+  call.page_table = tensor_option(keywords, "page_table", call);
+  apply_cache(problem, k, call);
   call.score.bias = tensor_option(keywords, "bias", call);
   if (const ConstTensorView& bias = call.score.bias; !bias.absent()) {
     if (bias.rank != 4) {

@@ -16,6 +16,8 @@ struct Call {
   PlanOptions plan;
   void* stream = nullptr;
   ScoreTensors score;
+  ConstTensorView key_lengths;  // of a cache
+  ConstTensorView page_table;
   std::vector<Input> owned;
 };
 

@@ -2,19 +2,32 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <string_view>
+#include <string>
 #include <utility>
 
 namespace tessera::python {
 
+namespace {
+
+// What plans read from the environment.
+std::string environment_choices() {
+  std::string choices;
+  for (const char* name : {"TESSERA_ISA", "TESSERA_IMPL"}) {
+    const char* const value = std::getenv(name);
+    choices.append(value == nullptr ? "" : value).append(";");
+  }
+  return choices;
+}
+
+}  // namespace
+
 std::shared_ptr<const Plan> PlanCache::get(const Problem& problem, Pass pass, const PlanOptions& options) {
-  const char* variable = std::getenv("TESSERA_ISA");
-  const std::string_view environment_isa = variable == nullptr ? "" : variable;
+  const std::string chosen_outside = environment_choices();
   const auto matches = [&](const Entry& entry) {
     const PlanOptions& made = entry.options;
     return entry.plan->pass() == pass && made.device == options.device && made.deterministic == options.deterministic &&
            made.threads == options.threads && made.impl == options.impl && made.isa == options.isa &&
-           entry.environment_isa == environment_isa && entry.plan->problem() == problem;
+           entry.chosen_outside == chosen_outside && entry.plan->problem() == problem;
   };
   {
     const std::scoped_lock lock(mutex_);
@@ -29,7 +42,7 @@ std::shared_ptr<const Plan> PlanCache::get(const Problem& problem, Pass pass, co
   if (entries_.size() == kCapacity) {
     entries_.erase(entries_.begin());
   }
-  entries_.push_back({options, std::string(environment_isa), plan});
+  entries_.push_back({options, chosen_outside, plan});
   return plan;
 }
 

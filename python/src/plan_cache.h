@@ -22,7 +22,7 @@ class PlanCache {
 
   struct Entry {
     PlanOptions options;
-    std::string environment_isa;  // TESSERA_ISA when the plan was made
+    std::string chosen_outside;  // TESSERA_ISA and TESSERA_IMPL when the plan was made
     std::shared_ptr<const Plan> plan;
   };
 

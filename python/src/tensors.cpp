@@ -34,7 +34,7 @@ struct Torch {
   nb::object data_ptr = interned("data_ptr");
   nb::object shape = interned("shape");
   nb::object stride = interned("stride");
-  std::array<std::pair<nb::object, DType>, 4> dtypes{};
+  std::array<std::pair<nb::object, DType>, 5> dtypes{};
 };
 
 const Torch* Torch::imported() {
@@ -52,7 +52,8 @@ const Torch* Torch::imported() {
   found->dtypes = {{{module.attr("bfloat16"), DType::bfloat16},
                     {module.attr("float16"), DType::float16},
                     {module.attr("float32"), DType::float32},
-                    {module.attr("float64"), DType::float64}}};
+                    {module.attr("float64"), DType::float64},
+                    {module.attr("int32"), DType::int32}}};
   known = found;
   return known;
 }
@@ -85,7 +86,7 @@ DType torch_dtype(const Torch& torch, nb::handle tensor, const std::string& name
       return value;
     }
   }
-  refuse(name + " dtype", nb::str(dtype).c_str(), "float32, float64, float16 and bfloat16");
+  refuse(name + " dtype", nb::str(dtype).c_str(), "float32, float64, float16, bfloat16 and int32");
 }
 
 // DLPack would do, but torch's side of it is Python code that takes microseconds and insists on the current device.

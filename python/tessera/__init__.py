@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from . import _tessera
 from ._options import Mask, Options, plain
-from ._tensors import DLPackTensor, Tensor, allocator, readable
+from ._tensors import DLPackTensor, Tensor, allocator, current_stream, readable
 from ._tessera import BlockMask
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
     "Gradients",
     "Mask",
     "Options",
+    "append_keys",
     "attention",
     "backward",
     "explain",
@@ -105,6 +106,34 @@ def forward(
     allocate = allocator(q_, options.get("stream"))
     result: tuple[Tensor, Tensor] = _tessera.forward(q_, k_, v_, out, lse, allocate, plain(options, q_, k_))
     return result
+
+
+def append_keys(
+    k: Any,
+    v: Any,
+    k_cache: Any,
+    v_cache: Any,
+    lengths: DLPackTensor,
+    page_table: DLPackTensor | None = None,
+    *,
+    stream: int | None = None,
+) -> None:
+    """Writes new keys and values behind those in use: token i of sequence b becomes key lengths[b] + i of its cache.
+
+    k, v              [batch, tokens, heads_kv, dim]
+    k_cache, v_cache  [batch, seq_k, heads_kv, dim] or, with page_table, [pages, page_size, heads_kv, dim]; written
+    lengths           int32 [batch]: keys in use before, which stay as they are
+    page_table        int32 [batch, pages of a sequence]
+    stream            as in Options
+
+    What has no room is refused on the CPU before anything is written, and left out on a GPU, where the lengths are read
+    when the work is done. Then attention(q, k_cache, v_cache, cache_lengths=lengths + tokens, page_table=page_table).
+    """
+    k_, v_, lengths_ = _readable(k=k, v=v, lengths=lengths)
+    k_cache_, v_cache_ = _readable(k_cache=k_cache, v_cache=v_cache)
+    table = None if page_table is None else readable(page_table, "page_table")
+    on = current_stream(k_) if stream is None else stream
+    _tessera.append_keys(k_, v_, k_cache_, v_cache_, lengths_, table, on)
 
 
 def backward(

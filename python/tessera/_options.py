@@ -47,6 +47,12 @@ class Options(TypedDict, total=False):
       cu_seqlens_q  ragged layout: batch + 1 cumulative lengths from 0; tensors are then [total_tokens, heads, dim]
       cu_seqlens_k  the same for keys; cu_seqlens_q when left out
 
+    A cache of keys that grows (forward alone):
+      cache_lengths int32 tensor [batch] where q is: keys in use of each sequence, in place of key_lengths. Read when it
+                    is computed, so that a CUDA graph replays with new ones
+      page_table    int32 tensor [batch, pages of a sequence] where q is: k and v are pools [pages, page_size, heads_kv,
+                    dim] of which page i of sequence b is page_table[b, i]; page_size is a power of two from 16
+
     Scores, in the order of their application:
       scale         1 / sqrt(dim_qk) when left out
       softcap       s <- softcap * tanh(s / softcap); 0 is none
@@ -76,6 +82,8 @@ class Options(TypedDict, total=False):
     key_lengths: Integers | None
     cu_seqlens_q: Integers | None
     cu_seqlens_k: Integers | None
+    cache_lengths: DLPackTensor | None
+    page_table: DLPackTensor | None
     scale: float | None
     softcap: float | None
     bias: DLPackTensor | None
@@ -127,7 +135,7 @@ def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
     if segments is not None:
         pair = segments if isinstance(segments, tuple) and len(segments) == 2 else (segments, segments)
         result["segments"] = tuple(integers(ids) for ids in pair)
-    for name in ("bias", "alibi_slopes", "sinks"):
+    for name in ("bias", "alibi_slopes", "sinks", "cache_lengths", "page_table"):
         if result.get(name) is not None:
             result[name] = readable(result[name], name)
     mask = result.pop("mask", None)

@@ -11,6 +11,10 @@ class BlockMask:
     @staticmethod
     def from_boolean(mask: DLPackTensor, block_q: int = 128, block_k: int = 128) -> BlockMask: ...
     @staticmethod
+    def from_blocks(
+        kept: DLPackTensor, queries: int, keys: int, block_q: int = 128, block_k: int = 128
+    ) -> BlockMask: ...
+    @staticmethod
     def from_bytes(data: bytes) -> BlockMask: ...
     def to_bytes(self) -> bytes: ...
     @property
@@ -33,6 +37,29 @@ class BlockMask:
     def __and__(self, other: BlockMask) -> BlockMask: ...
     def __or__(self, other: BlockMask) -> BlockMask: ...
 
+class Prepared:
+    @property
+    def lse_shape(self) -> list[int]: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    def forward(self, q: int, k: int, v: int, out: int, lse: int, workspace: int, stream: int, /) -> None: ...
+    def backward(
+        self,
+        dout: int,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        lse: int,
+        dq: int,
+        dk: int,
+        dv: int,
+        workspace: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+def prepare(q: Any, k: Any, v: Any, dout: Any | None, options: dict[str, Any]) -> Prepared: ...
 def forward(
     q: Any, k: Any, v: Any, out: Any | None, lse: Any | None, allocate: _Allocate, options: dict[str, Any]
 ) -> tuple[Any, Any]: ...
@@ -48,6 +75,9 @@ def backward(
     allocate: _Allocate,
     options: dict[str, Any],
 ) -> tuple[Any, Any, Any, Any | None, Any | None]: ...
+def append_keys(
+    k: Any, v: Any, k_cache: Any, v_cache: Any, lengths: Any, page_table: Any | None, stream: int | None
+) -> None: ...
 def merge(
     out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any | None, lse: Any | None, allocate: _Allocate
 ) -> tuple[Any, Any]: ...

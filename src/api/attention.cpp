@@ -1,7 +1,12 @@
 #include "tessera/attention.h"
 
+#include <array>
+
 #include "core/fail.h"
+#include "cpu/append.h"
 #include "cpu/merge.h"
+#include "cuda/append.h"
+#include "cuda/blocks.h"
 #include "plan/validate.h"
 
 namespace tessera {
@@ -14,6 +19,15 @@ void attention_forward(const Problem& problem, const ForwardTensors& tensors, co
 void attention_backward(const Problem& problem, const BackwardTensors& tensors, const PlanOptions& options,
                         void* stream) {
   Plan::make(problem, Pass::backward, options).run(tensors, {}, stream);
+}
+
+void append_keys(const AppendTensors& tensors, void* stream) {
+  internal::validate(tensors);
+  if (tensors.k.device.kind == DeviceKind::cuda) {
+    internal::cuda_append_keys(tensors, stream);
+  } else {
+    internal::cpu_append_keys(tensors);
+  }
 }
 
 Problem problem_of(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
@@ -46,10 +60,15 @@ void attention_forward(const ConstTensorView& q, const ConstTensorView& k, const
   attention_forward(problem, ForwardTensors{q, k, v, out, lse, {}}, PlanOptions{q.device, {}, {}, 0});
 }
 
-void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads) {
+void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads, void* stream) {
   internal::validate_merge(a, b, result);
   if (threads < 0) {
     internal::fail_argument("threads", std::int64_t{threads}, "0 (the default) or more");
+  }
+  if (result.out.device.kind == DeviceKind::cuda) {
+    internal::require_merge_on_device(a, b, result);
+    internal::device_merge(std::array{a, b}, result, stream);
+    return;
   }
   internal::cpu_merge(a, b, result, threads);
 }

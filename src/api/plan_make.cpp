@@ -1,3 +1,5 @@
+#include <cstdlib>
+
 #include "api/implementations.h"
 #include "core/fail.h"
 #include "tessera/plan.h"
@@ -12,18 +14,39 @@ std::span<const internal::Impl* const> candidates(const PlanOptions& options) {
   return on_cpu ? internal::cpu_implementations() : internal::all_implementations();
 }
 
+// TESSERA_IMPL stands in for an Impl that the caller leaves open.
+PlanOptions with_environment(PlanOptions options) {
+  const char* const impl = std::getenv("TESSERA_IMPL");
+  if (options.impl.empty() && impl != nullptr) {
+    options.impl = impl;
+  }
+  return options;
+}
+
+// Gradients of a cache have no meaning: it holds keys of earlier steps, and pages that sequences may share.
+void refuse_cache_backward(const Problem& problem, Pass pass) {
+  if (pass == Pass::backward && problem.paged()) {
+    internal::fail_argument("page_size", problem.page_size, "0 in the backward pass");
+  }
+  if (pass == Pass::backward && problem.lengths_in_tensors) {
+    internal::fail_argument("lengths_in_tensors", "true", "false in the backward pass, with key_lengths");
+  }
+}
+
 }  // namespace
 
 Plan Plan::make(const Problem& problem, Pass pass, const PlanOptions& options) {
+  const PlanOptions chosen = with_environment(options);
   validate(problem);
-  if (options.threads < 0) {
-    internal::fail_argument("threads", std::int64_t{options.threads}, "0 (the default) or more");
+  if (chosen.threads < 0) {
+    internal::fail_argument("threads", std::int64_t{chosen.threads}, "0 (the default) or more");
   }
-  internal::Selection selection = internal::select(candidates(options), problem, pass, options);
+  refuse_cache_backward(problem, pass);
+  internal::Selection selection = internal::select(candidates(chosen), problem, pass, chosen);
   Plan plan;
   plan.problem_ = problem;
   plan.pass_ = pass;
-  plan.device_ = options.device;
+  plan.device_ = chosen.device;
   plan.facts_ = std::move(selection.facts);
   plan.executable_ = std::move(selection.executable);
   return plan;

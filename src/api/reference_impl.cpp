@@ -1,5 +1,6 @@
 #include "api/reference_impl.h"
 
+#include "plan/cache.h"
 #include "reference/reference.h"
 
 namespace tessera::internal {
@@ -17,7 +18,8 @@ class ReferenceExecutable final : public Executable {
     return facts;
   }
   void run(const ForwardTensors& tensors, std::span<std::byte> /*workspace*/, void* /*stream*/) const override {
-    reference_forward(problem_, tensors);
+    reference_forward(problem_.lengths_in_tensors || problem_.paged() ? with_lengths(problem_, tensors) : problem_,
+                      tensors);
   }
   void run(const BackwardTensors& tensors, std::span<std::byte> /*workspace*/, void* /*stream*/) const override {
     reference_backward(problem_, tensors);

@@ -60,6 +60,8 @@ inline double load_element(const void* data, DType dtype, std::int64_t index) {
       return bfloat16_to_float(static_cast<const std::uint16_t*>(data)[index]);
     case DType::float16:
       return float16_to_float(static_cast<const std::uint16_t*>(data)[index]);
+    case DType::int32:
+      return static_cast<const std::int32_t*>(data)[index];
   }
   return 0.0;
 }
@@ -77,6 +79,9 @@ inline void store_element(void* data, DType dtype, std::int64_t index, double va
       return;
     case DType::float16:
       static_cast<std::uint16_t*>(data)[index] = float_to_float16(static_cast<float>(value));
+      return;
+    case DType::int32:
+      static_cast<std::int32_t*>(data)[index] = static_cast<std::int32_t>(value);
       return;
   }
 }

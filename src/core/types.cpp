@@ -12,6 +12,7 @@ std::int64_t dtype_bytes(DType dtype) {
     case DType::float64:
       return 8;
     case DType::float32:
+    case DType::int32:
       return 4;
     case DType::bfloat16:
     case DType::float16:
@@ -24,6 +25,8 @@ std::string_view dtype_name(DType dtype) {
   switch (dtype) {
     case DType::float64:
       return "float64";
+    case DType::int32:
+      return "int32";
     case DType::float32:
       return "float32";
     case DType::bfloat16:

@@ -263,7 +263,7 @@ class FlashForward {
 
   // A hidden value that is NaN or infinite must not meet its weight of zero: each row adds up the values it sees alone.
   void add_values_by_row(const Part& part, bool rescale) {
-    const auto values = rows_of(tensors_.v, item_.batch, sequence_.span.key_row, head_kv_);
+    const auto values = key_rows_of(tensors_.v, tensors_.page_table, item_.batch, sequence_.span.key_row, head_kv_);
     for (std::int64_t r = 0; r < rows_.size(); ++r) {
       float* out = out_ + (local_ + r) * plan_.padded_v;
       for (std::int64_t c = 0; c < plan_.problem.dim_v; ++c) {

@@ -7,6 +7,7 @@
 #include "cpu/flash_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/threads.h"
+#include "plan/cache.h"
 
 namespace tessera::internal {
 
@@ -28,11 +29,17 @@ class FlashExecutable final : public Executable {
   }
 
   void run(const ForwardTensors& tensors, std::span<std::byte> workspace, void* /*stream*/) const override {
-    for (const FlashWave& wave : plan_.waves) {
-      for_each(wave.pack_items,
-               [&](std::int64_t item, int /*thread*/) { kernels_.pack_forward(plan_, tensors, workspace, item); });
-      for_each(wave.items,
-               [&](std::int64_t item, int thread) { kernels_.forward(plan_, tensors, workspace, thread, item); });
+    const Problem& problem = plan_.problem;
+    if (!problem.lengths_in_tensors && !problem.paged()) {
+      run_forward(plan_, tensors, workspace);
+      return;
+    }
+    const Problem with_these = with_lengths(problem, tensors);
+    if (problem.lengths_in_tensors) {
+      // Items, schedules and waves are those of the lengths; the most keys of the plan take the most workspace.
+      run_forward(make_flash_plan(with_these, Pass::forward, plan_.shape, plan_.threads), tensors, workspace);
+    } else {
+      run_forward(plan_, tensors, workspace);
     }
   }
 
@@ -56,6 +63,15 @@ class FlashExecutable final : public Executable {
   }
 
  private:
+  void run_forward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace) const {
+    for (const FlashWave& wave : plan.waves) {
+      for_each(wave.pack_items,
+               [&](std::int64_t item, int /*thread*/) { kernels_.pack_forward(plan, tensors, workspace, item); });
+      for_each(wave.items,
+               [&](std::int64_t item, int thread) { kernels_.forward(plan, tensors, workspace, thread, item); });
+    }
+  }
+
   template <class Body>
   void for_each(Range items, const Body& body) const {
     parallel_items(items.size(), plan_.threads,

@@ -1,14 +1,14 @@
 // The steps of a flash problem as free functions, and the table of them.
 
 inline void pack_tile(const FlashPlan& plan, const PackItem& item, const PackedOperand& operand, bool transposed,
-                      const ConstTensorView& view, std::int64_t dim, std::int64_t units,
-                      const WorkspaceSlot<std::uint8_t>& special, std::span<std::byte> workspace) {
+                      const ConstTensorView& view, const ConstTensorView& page_table, std::int64_t dim,
+                      std::int64_t units, const WorkspaceSlot<std::uint8_t>& special, std::span<std::byte> workspace) {
   using Unit = Arithmetic::Unit;
   constexpr std::int64_t kWidth = Arithmetic::kVectors * Arithmetic::kLanes;
   const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
   const std::int64_t first = item.key_tile * plan.tile_k;
   const Range range{first, std::min(first + plan.tile_k, sequence.span.keys)};
-  const auto rows = rows_of(view, item.batch, sequence.span.key_row, item.head_kv);
+  const auto rows = key_rows_of(view, page_table, item.batch, sequence.span.key_row, item.head_kv);
   Unit* out = reinterpret_cast<Unit*>(operand.slot.in(workspace)) + plan.packed_units(operand, sequence, item.head_kv);
   const bool found = transposed
                          ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
@@ -22,17 +22,20 @@ inline void pack_forward(const FlashPlan& plan, const ForwardTensors& tensors, s
                          std::int64_t item) {
   const PackItem& pack = plan.pack_items[static_cast<std::size_t>(item)];
   const Problem& problem = plan.problem;
-  pack_tile(plan, pack, plan.keys_t, true, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
-  pack_tile(plan, pack, plan.values, false, tensors.v, problem.dim_v, plan.units_v, plan.special_values, workspace);
+  pack_tile(plan, pack, plan.keys_t, true, tensors.k, tensors.page_table, problem.dim_qk, plan.units_qk,
+            plan.special_keys, workspace);
+  pack_tile(plan, pack, plan.values, false, tensors.v, tensors.page_table, problem.dim_v, plan.units_v,
+            plan.special_values, workspace);
 }
 
 inline void pack_backward(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
                           std::int64_t item) {
   const PackItem& pack = plan.pack_items[static_cast<std::size_t>(item)];
   const Problem& problem = plan.problem;
-  pack_tile(plan, pack, plan.keys_t, true, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
-  pack_tile(plan, pack, plan.values_t, true, tensors.v, problem.dim_v, plan.units_v, plan.special_values, workspace);
-  pack_tile(plan, pack, plan.keys, false, tensors.k, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
+  pack_tile(plan, pack, plan.keys_t, true, tensors.k, {}, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
+  pack_tile(plan, pack, plan.values_t, true, tensors.v, {}, problem.dim_v, plan.units_v, plan.special_values,
+            workspace);
+  pack_tile(plan, pack, plan.keys, false, tensors.k, {}, problem.dim_qk, plan.units_qk, plan.special_keys, workspace);
 }
 
 inline void forward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace, int thread,

@@ -30,6 +30,12 @@ class StandardImpl : public Impl {
       return "dropout.query_stride, dropout.key_stride: " + std::to_string(problem.dropout.query_stride) + ", " +
              std::to_string(problem.dropout.key_stride) + "; accepted: 1, 1";
     }
+    if (problem.lengths_in_tensors) {
+      return "lengths_in_tensors: it takes key_lengths";
+    }
+    if (problem.paged()) {
+      return "page_size: it takes no pages";
+    }
     constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
     if (std::max(problem.seq_q, problem.seq_k) > kMaxLength) {
       return "sequence length: " + std::to_string(std::max(problem.seq_q, problem.seq_k)) + "; accepted: up to " +

@@ -53,17 +53,27 @@ Loaded load() {
   bind(d.pointer_attributes, TESSERA_SYMBOL(cuPointerGetAttributes));
   bind(d.memory_allocate, TESSERA_SYMBOL(cuMemAlloc));
   bind(d.memory_free, TESSERA_SYMBOL(cuMemFree));
-  bind(d.memory_allocate_async, TESSERA_SYMBOL(cuMemAllocAsync));
+  bind(d.memory_allocate_from_pool, TESSERA_SYMBOL(cuMemAllocFromPoolAsync));
   bind(d.memory_free_async, TESSERA_SYMBOL(cuMemFreeAsync));
-  bind(d.default_pool, TESSERA_SYMBOL(cuDeviceGetDefaultMemPool));
+  bind(d.pool_create, TESSERA_SYMBOL(cuMemPoolCreate));
   bind(d.pool_set_attribute, TESSERA_SYMBOL(cuMemPoolSetAttribute));
   bind(d.memory_info, TESSERA_SYMBOL(cuMemGetInfo));
+  bind(d.host_allocate, TESSERA_SYMBOL(cuMemAllocHost));
+  bind(d.host_free, TESSERA_SYMBOL(cuMemFreeHost));
+  bind(d.copy_async, TESSERA_SYMBOL(cuMemcpyAsync));
+  bind(d.copy_peer_async, TESSERA_SYMBOL(cuMemcpyPeerAsync));
+  bind(d.can_access_peer, TESSERA_SYMBOL(cuDeviceCanAccessPeer));
+  bind(d.enable_peer_access, TESSERA_SYMBOL(cuCtxEnablePeerAccess));
   bind(d.copy_to_device, TESSERA_SYMBOL(cuMemcpyHtoD));
   bind(d.copy_to_host, TESSERA_SYMBOL(cuMemcpyDtoH));
+  bind(d.copy_on_device_async, TESSERA_SYMBOL(cuMemcpyDtoDAsync));
   bind(d.memory_set, TESSERA_SYMBOL(cuMemsetD8));
   bind(d.memory_set_async, TESSERA_SYMBOL(cuMemsetD8Async));
   bind(d.context_synchronize, TESSERA_SYMBOL(cuCtxSynchronize));
   bind(d.stream_create, TESSERA_SYMBOL(cuStreamCreate));
+  bind(d.stream_create_with_priority, TESSERA_SYMBOL(cuStreamCreateWithPriority));
+  bind(d.stream_priorities, TESSERA_SYMBOL(cuCtxGetStreamPriorityRange));
+  bind(d.stream_wait_event, TESSERA_SYMBOL(cuStreamWaitEvent));
   bind(d.stream_destroy, TESSERA_SYMBOL(cuStreamDestroy));
   bind(d.stream_synchronize, TESSERA_SYMBOL(cuStreamSynchronize));
   bind(d.capture_begin, TESSERA_SYMBOL(cuStreamBeginCapture));
@@ -75,6 +85,7 @@ Loaded load() {
   bind(d.event_create, TESSERA_SYMBOL(cuEventCreate));
   bind(d.event_destroy, TESSERA_SYMBOL(cuEventDestroy));
   bind(d.event_record, TESSERA_SYMBOL(cuEventRecord));
+  bind(d.event_query, TESSERA_SYMBOL(cuEventQuery));
   bind(d.event_synchronize, TESSERA_SYMBOL(cuEventSynchronize));
   bind(d.event_elapsed, TESSERA_SYMBOL(cuEventElapsedTime));
   if (!loaded.missing) {
@@ -91,19 +102,6 @@ Loaded load() {
 const Loaded& loaded_driver() {
   static const Loaded loaded = load();
   return loaded;
-}
-
-CUcontext primary_context(int device) {
-  static std::mutex mutex;
-  static std::map<int, CUcontext> contexts;  // kept for the life of the program, as every CUDA library does
-  const std::lock_guard lock(mutex);
-  CUcontext& context = contexts[device];
-  if (context == nullptr) {
-    CUdevice handle = 0;
-    check(driver().device_get(&handle, device), "cuDeviceGet");
-    check(driver().primary_context_retain(&context, handle), "cuDevicePrimaryCtxRetain");
-  }
-  return context;
 }
 
 }  // namespace
@@ -126,6 +124,19 @@ void check(CUresult result, const char* call) {
   loaded_driver().driver.error_string(result, &text);
   throw Error(ErrorCode::device, std::string(call) + ": " + (text != nullptr ? text : "unknown error") + " (error " +
                                      std::to_string(static_cast<int>(result)) + ")");
+}
+
+CUcontext primary_context(int device) {
+  static std::mutex mutex;
+  static std::map<int, CUcontext> contexts;
+  const std::lock_guard lock(mutex);
+  CUcontext& context = contexts[device];
+  if (context == nullptr) {
+    CUdevice handle = 0;
+    check(driver().device_get(&handle, device), "cuDeviceGet");
+    check(driver().primary_context_retain(&context, handle), "cuDevicePrimaryCtxRetain");
+  }
+  return context;
 }
 
 ContextScope::ContextScope(int device) { check(driver().context_push(primary_context(device)), "cuCtxPushCurrent"); }

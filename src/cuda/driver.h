@@ -30,18 +30,28 @@ struct Driver {
   decltype(&::cuPointerGetAttributes) pointer_attributes;
   decltype(&::cuMemAlloc) memory_allocate;
   decltype(&::cuMemFree) memory_free;
-  decltype(&::cuMemAllocAsync) memory_allocate_async;
+  decltype(&::cuMemAllocFromPoolAsync) memory_allocate_from_pool;
   decltype(&::cuMemFreeAsync) memory_free_async;
-  decltype(&::cuDeviceGetDefaultMemPool) default_pool;
+  decltype(&::cuMemPoolCreate) pool_create;
   decltype(&::cuMemPoolSetAttribute) pool_set_attribute;
   decltype(&::cuMemGetInfo) memory_info;
+  decltype(&::cuMemAllocHost) host_allocate;
+  decltype(&::cuMemFreeHost) host_free;
+  decltype(&::cuMemcpyAsync) copy_async;
+  decltype(&::cuMemcpyPeerAsync) copy_peer_async;
+  decltype(&::cuDeviceCanAccessPeer) can_access_peer;
+  decltype(&::cuCtxEnablePeerAccess) enable_peer_access;
   decltype(&::cuMemcpyHtoD) copy_to_device;
   decltype(&::cuMemcpyDtoH) copy_to_host;
+  decltype(&::cuMemcpyDtoDAsync) copy_on_device_async;
   decltype(&::cuMemsetD8) memory_set;
   decltype(&::cuMemsetD8Async) memory_set_async;
   decltype(&::cuCtxSynchronize) context_synchronize;
   decltype(&::cuStreamCreate) stream_create;
+  decltype(&::cuStreamCreateWithPriority) stream_create_with_priority;
+  decltype(&::cuCtxGetStreamPriorityRange) stream_priorities;
   decltype(&::cuStreamDestroy) stream_destroy;
+  decltype(&::cuStreamWaitEvent) stream_wait_event;
   decltype(&::cuStreamSynchronize) stream_synchronize;
   decltype(&::cuStreamBeginCapture) capture_begin;
   decltype(&::cuStreamEndCapture) capture_end;
@@ -52,6 +62,7 @@ struct Driver {
   decltype(&::cuEventCreate) event_create;
   decltype(&::cuEventDestroy) event_destroy;
   decltype(&::cuEventRecord) event_record;
+  decltype(&::cuEventQuery) event_query;
   decltype(&::cuEventSynchronize) event_synchronize;
   decltype(&::cuEventElapsedTime) event_elapsed;
 };
@@ -63,6 +74,9 @@ const Driver& driver();
 
 // Throws Error(device) that names the call and the driver's message unless `result` is success.
 void check(CUresult result, const char* call);
+
+// Of a device; kept for the life of the program, as every CUDA library does.
+CUcontext primary_context(int device);
 
 // Makes the primary context of a device current for its lifetime.
 class ContextScope {

@@ -5,9 +5,13 @@
 #include <mutex>
 #include <string>
 #include <tuple>
+#include <vector>
 
+#include "cuda/device.h"
 #include "cuda/driver.h"
 #include "cuda/embedded.h"
+#include "cuda/jit/cache.h"
+#include "cuda/nvrtc.h"
 #include "tessera/error.h"
 
 namespace tessera::internal {
@@ -22,35 +26,66 @@ const EmbeddedImage* find_image(std::string_view name) {
   return found == images.end() || found->name != name ? nullptr : &*found;
 }
 
+// Kernels for 9.0 use instructions that only this architecture has.
+std::string architecture_of(int device) {
+  const CudaDeviceInfo& info = cuda_device(device);
+  const std::string number = std::to_string(info.capability_major) + std::to_string(info.capability_minor);
+  return "sm_" + number + (number == "90" ? "a" : "");
+}
+
+CUmodule load_module(int device, const KernelImage& image) {
+  CUmodule module = nullptr;
+  if (const EmbeddedImage* const found = find_image(image.name)) {
+    check(driver().module_load(&module, found->bytes.data()), "cuModuleLoadData");
+    return module;
+  }
+  if (const auto reason = Kernel::missing(image)) {
+    throw Error(ErrorCode::internal, "no kernel image " + image.name + " in this build: " + *reason);
+  }
+  const std::vector<std::byte> compiled =
+      find_or_compile(nvrtc(), {image.source, architecture_of(device), embedded_sources()}, default_cache_folder());
+  check(driver().module_load(&module, compiled.data()), "cuModuleLoadData");
+  return module;
+}
+
 }  // namespace
+
+std::optional<std::string> Kernel::missing(const KernelImage& image) {
+  if (exists(image.name)) {
+    return std::nullopt;
+  }
+  return image.source.empty() ? std::optional<std::string>("it has no source") : nvrtc().unavailable();
+}
 
 bool Kernel::exists(std::string_view image) { return find_image(image) != nullptr; }
 
 const Kernel& Kernel::load(int device, std::string_view image, std::string_view function) {
+  return load(device, KernelImage{std::string(image), {}}, function);
+}
+const Kernel& Kernel::load(int device, const KernelImage& image) { return load(device, image, {}); }
+
+const Kernel& Kernel::load(int device, const KernelImage& image, std::string_view function) {
   static std::mutex mutex;
   static std::map<std::pair<int, std::string>, CUmodule> modules;
   static std::map<std::tuple<int, std::string, std::string>, Kernel> kernels;
   const std::lock_guard lock(mutex);
-  const std::string entry(function.empty() ? image : function);
-  const auto [place, fresh] = kernels.try_emplace({device, std::string(image), entry});
+  const std::string entry(function.empty() ? image.name : function);
+  const auto [place, fresh] = kernels.try_emplace({device, image.name, entry});
   Kernel& kernel = place->second;
   if (kernel.function_ != nullptr) {
     return kernel;
   }
-  const EmbeddedImage* found = find_image(image);
-  if (found == nullptr) {
-    throw Error(ErrorCode::internal, "no kernel image " + std::string(image) + " in this build");
-  }
   const Driver& d = driver();
   const ContextScope context(device);
-  CUmodule& module = modules[{device, std::string(image)}];
+  CUmodule& module = modules[{device, image.name}];
   if (module == nullptr) {
-    check(d.module_load(&module, found->bytes.data()), "cuModuleLoadData");
+    module = load_module(device, image);
   }
   CUfunction handle = nullptr;
   check(d.module_function(&handle, module, entry.c_str()), "cuModuleGetFunction");
   check(d.function_attribute(&kernel.registers_, CU_FUNC_ATTRIBUTE_NUM_REGS, handle), "cuFuncGetAttribute");
   check(d.function_attribute(&kernel.spill_bytes_, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, handle), "cuFuncGetAttribute");
+  check(d.function_attribute(&kernel.ptx_version_, CU_FUNC_ATTRIBUTE_PTX_VERSION, handle), "cuFuncGetAttribute");
   CUdevice device_handle = 0;
   int most_shared = 0;
   int static_shared = 0;
@@ -74,11 +109,18 @@ void Kernel::launch_raw(const LaunchShape& shape, void** arguments, void* stream
   config.blockDimZ = 1;
   config.sharedMemBytes = static_cast<unsigned>(shape.shared_bytes);
   config.hStream = static_cast<CUstream>(stream);
+  // In code for 8.0, which later GPUs may run, nothing waits.
+  const bool early = shape.early && ptx_version_ >= 90;
   CUlaunchAttribute attribute{};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-  attribute.value.cooperative = 1;
+  if (shape.cooperative) {
+    attribute.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    attribute.value.cooperative = 1;
+  } else if (early) {
+    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+  }
   config.attrs = &attribute;
-  config.numAttrs = shape.cooperative ? 1 : 0;
+  config.numAttrs = shape.cooperative || early ? 1 : 0;
   check(driver().launch(&config, function_, arguments, nullptr), "cuLaunchKernelEx");
 }
 

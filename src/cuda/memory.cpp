@@ -168,4 +168,22 @@ double measure_matrix_rate(int device) {
   return kFlopsOfStep * kSteps * info.multiprocessors / seconds[seconds.size() / 2];
 }
 
+double measure_copy_rate(int device) {
+  constexpr std::size_t kBytes = std::size_t{1} << 29;
+  DeviceMemory from(device, kBytes);
+  const DeviceMemory to(device, kBytes);
+  from.fill(0x3F);
+  const DeviceStream stream(device);
+  const ContextScope context(device);
+  std::array<double, 9> seconds{};
+  for (double& of_run : seconds) {
+    of_run = stream.seconds([&] {
+      check(driver().copy_on_device_async(address(to.data()), address(from.data()), kBytes, stream_of(stream.handle())),
+            "cuMemcpyDtoDAsync");
+    });
+  }
+  std::ranges::nth_element(seconds, seconds.begin() + seconds.size() / 2);
+  return 2.0 * kBytes / seconds[seconds.size() / 2];
+}
+
 }  // namespace tessera::internal

@@ -1,5 +1,5 @@
-// Device memory, copies, streams and timing for the command line, the tests and the benchmarks. The library's own passes
-// use none of it. Every function throws Error(unsupported) in a build or on a machine without CUDA.
+// Device memory, copies, streams and timing for plans, the command line, the tests and the benchmarks. Running a plan
+// uses none of it. Every function throws Error(unsupported) in a build or on a machine without CUDA.
 #pragma once
 
 #include <cstddef>
@@ -61,5 +61,8 @@ std::int64_t device_free_bytes(int device);
 // FLOP/s of a matrix product on the tensor cores with random bfloat16 inputs, kept in shared memory: what the kernels of this
 // library could at most reach on the device as it is now. Takes about 50 ms.
 double measure_matrix_rate(int device);
+// Bytes a second, read and written, of a copy from device memory to device memory that no cache holds. Takes about 20 ms and
+// 1 GiB for that time.
+double measure_copy_rate(int device);
 
 }  // namespace tessera::internal

@@ -1,6 +1,7 @@
 #include "cuda/tensors.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
 
@@ -9,6 +10,7 @@
 #include "cuda/common/tables.h"
 #include "cuda/driver.h"
 #include "cuda/kernel.h"
+#include "cuda/schedule.h"
 
 namespace tessera::internal {
 
@@ -99,6 +101,25 @@ TensorMap tensor_map(const ConstTensorView& view, int box_rows) {
   static_assert(sizeof map == sizeof encoded);
   std::memcpy(&map, &encoded, sizeof map);
   return map;
+}
+
+RowSource row_source(const ConstTensorView& view) {
+  const std::int64_t element = dtype_bytes(view.dtype);
+  const Strides strides = strides_of(view);
+  RowSource source{view.data,
+                   strides.batch * element,
+                   strides.token * element,
+                   strides.head * element,
+                   static_cast<std::int32_t>(view.shape[static_cast<std::size_t>(view.rank - 1)] * element),
+                   static_cast<std::int32_t>(kAlignment)};
+  // Two's complement: a negative stride has the alignment of its magnitude.
+  const auto together = reinterpret_cast<std::uintptr_t>(view.data) | static_cast<std::uintptr_t>(source.batch_stride) |
+                        static_cast<std::uintptr_t>(source.token_stride) |
+                        static_cast<std::uintptr_t>(source.head_stride);
+  while (together % static_cast<std::uintptr_t>(source.piece_bytes) != 0) {
+    source.piece_bytes /= 2;
+  }
+  return source;
 }
 
 Strides strides_of(const ConstTensorView& view) {
@@ -207,13 +228,15 @@ Band band_of(const Mask& mask) {
 }
 
 MaskKind mask_kind(const Mask& mask) {
-  return mask.left() != Mask::kUnlimited    ? MaskKind::window
+  return needs_lists(mask)                  ? MaskKind::listed
+         : mask.left() != Mask::kUnlimited  ? MaskKind::window
          : mask.right() != Mask::kUnlimited ? MaskKind::causal
                                             : MaskKind::dense;
 }
 
 std::string_view mask_kind_name(MaskKind kind) {
-  return kind == MaskKind::dense ? "dense" : kind == MaskKind::causal ? "causal" : "window";
+  constexpr std::array<std::string_view, 4> kNames{"dense", "causal", "window", "listed"};
+  return kNames[static_cast<std::size_t>(kind)];
 }
 
 }  // namespace tessera::internal

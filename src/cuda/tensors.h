@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/tensor_map.h"
+#include "cuda/tile/shared_rows.h"
 #include "cuda/tile/work.h"
 #include "tessera/plan.h"
 
@@ -18,6 +19,9 @@ void require_on_device(std::string_view name, const ConstTensorView& view, int d
 
 // A [batch, tokens, heads, dim] or ragged tensor for boxes of `box_rows` tokens of 64 columns, swizzled by 128 bytes.
 TensorMap tensor_map(const ConstTensorView& view, int box_rows);
+
+// The rows of such a tensor for kernels that copy with ordinary instructions, in pieces as wide as its strides allow.
+RowSource row_source(const ConstTensorView& view);
 
 // Of a tokens-by-heads tensor, and of an LSE-shaped one.
 Strides strides_of(const ConstTensorView& view);
@@ -39,7 +43,7 @@ struct SequenceTable {
 };
 SequenceTable sequence_table(const Problem& problem, bool tiles_of_queries, std::int64_t tile, std::int64_t line);
 
-// The band of a mask, in 32 bits.
+// The band of a mask, in 32 bits; of what arithmetic cannot walk, the tiles are listed.
 Band band_of(const Mask& mask);
 MaskKind mask_kind(const Mask& mask);
 std::string_view mask_kind_name(MaskKind kind);

@@ -4,27 +4,20 @@ namespace tessera::internal {
 
 namespace {
 
-// Tensors one after the other.
+// Tensors one after the other; without memory their shapes.
 class Cursor {
  public:
-  explicit Cursor(std::byte* memory) : next_(memory) {}
+  Cursor(std::byte* memory, Device device) : next_(memory), device_(device) {}
   TensorView take(DType dtype, std::initializer_list<std::int64_t> shape) {
-    const TensorView view(next_, dtype, shape);
-    next_ += view.elements() * dtype_bytes(dtype);
+    const TensorView view(next_, dtype, shape, device_);
+    next_ = next_ == nullptr ? nullptr : next_ + view.elements() * dtype_bytes(dtype);
     return view;
   }
 
  private:
   std::byte* next_;
+  Device device_;
 };
-
-KeysBlock keys_of(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype) {
-  Cursor cursor(memory);
-  KeysBlock block;
-  block.k = cursor.take(dtype, {problem.batch, tokens, problem.heads_kv, problem.dim_qk});
-  block.v = cursor.take(dtype, {problem.batch, tokens, problem.heads_kv, problem.dim_v});
-  return block;
-}
 
 }  // namespace
 
@@ -35,26 +28,38 @@ TokenBytes::TokenBytes(const Problem& problem)
                                  problem.dim_qk * dtype_bytes(problem.dtype))),
       query_gradients(problem.heads_q * problem.dim_qk * dtype_bytes(DType::float32)) {}
 
-KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens) {
-  return keys_of(memory, problem, tokens, problem.dtype);
-}
-
-KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens) {
-  return keys_of(memory, problem, tokens, DType::float32);
-}
-
-QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens) {
-  Cursor cursor(memory);
-  QueriesBlock block;
-  block.lse = cursor.take(DType::float32, {problem.batch, problem.heads_q, tokens});
-  block.minus_delta = cursor.take(DType::float32, {problem.batch, problem.heads_q, tokens});
-  block.dout = cursor.take(problem.out_dtype(), {problem.batch, tokens, problem.heads_q, problem.dim_v});
-  block.q = cursor.take(problem.dtype, {problem.batch, tokens, problem.heads_q, problem.dim_qk});
+KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device) {
+  Cursor cursor(memory, device);
+  KeysBlock block;
+  block.k = cursor.take(dtype, {problem.batch, tokens, problem.heads_kv, problem.dim_qk});
+  block.v = cursor.take(dtype, {problem.batch, tokens, problem.heads_kv, problem.dim_v});
   return block;
 }
 
-TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens) {
-  return Cursor(memory).take(DType::float32, {problem.batch, tokens, problem.heads_q, problem.dim_qk});
+KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device) {
+  return key_gradients(memory, problem, tokens, problem.dtype, device);
+}
+
+QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device) {
+  Cursor cursor(memory, device);
+  QueriesBlock block;
+  const auto take_statistics = [&] {
+    block.lse = cursor.take(DType::float32, {problem.batch, problem.heads_q, tokens});
+    block.minus_delta = cursor.take(DType::float32, {problem.batch, problem.heads_q, tokens});
+  };
+  if (device.kind == DeviceKind::cpu) {
+    take_statistics();
+  }
+  block.dout = cursor.take(problem.out_dtype(), {problem.batch, tokens, problem.heads_q, problem.dim_v});
+  block.q = cursor.take(problem.dtype, {problem.batch, tokens, problem.heads_q, problem.dim_qk});
+  if (device.kind != DeviceKind::cpu) {
+    take_statistics();
+  }
+  return block;
+}
+
+TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device) {
+  return Cursor(memory, device).take(dtype, {problem.batch, tokens, problem.heads_q, problem.dim_qk});
 }
 
 }  // namespace tessera::internal

@@ -1,4 +1,4 @@
-// The tensors of one rank's tokens as one message, without gaps.
+// The tensors of one rank's tokens, which travel together.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,12 @@ struct TokenBytes {
   std::int64_t keys, key_gradients, queries, query_gradients;
 };
 
-// Views into the memory of a message, in this order: wider elements come first, so that all are aligned.
-KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens);
-KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens);  // float32
-QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens);
-TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens);  // dQ, float32
+// Views into the memory of a block, without gaps. Statistics come first on the CPU, where wider elements keep narrower ones
+// aligned, and last on a device, whose kernels want 16 bytes for tokens.
+KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device);
+QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device);
+// Of their gradients, in the dtype of a sum (float32) or of one task.
+KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device);
+TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device);
 
 }  // namespace tessera::internal

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <tuple>
 
 #include "core/fail.h"
 #include "dist/tensor_ops.h"
@@ -11,123 +10,126 @@ namespace tessera::internal {
 
 namespace {
 
-// Tensors of one task in the shared scratch memory. Without memory it counts.
-class Scratch {
- public:
-  explicit Scratch(std::byte* memory) : memory_(memory) {}
-  TensorView take(std::initializer_list<std::int64_t> shape) {
-    const TensorView view(memory_ == nullptr ? nullptr : memory_ + bytes_, DType::float32, shape);
-    bytes_ += round_up(view.elements() * dtype_bytes(DType::float32), kWorkspaceAlignment);
-    return view;
-  }
-  std::int64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* memory_;
-  std::int64_t bytes_ = 0;
-};
-
-struct ForwardScratch {
-  ForwardScratch(std::byte* memory, const Problem& part) {
-    Scratch scratch(memory);
-    partial.out = scratch.take({part.batch, part.seq_q, part.heads_q, part.dim_v});
-    partial.lse = scratch.take({part.batch, part.heads_q, part.seq_q});
-    bytes = scratch.bytes();
-  }
-  Partial partial;
-  std::int64_t bytes;
-};
-
+// What a backward task needs beside its inputs and gradients. Without memory it counts.
 struct BackwardScratch {
-  BackwardScratch(std::byte* memory, const Problem& part, const Problem& whole) {
-    Scratch scratch(memory);
-    zeros = scratch.take({1, 1, 1, part.dim_v});
-    dq = scratch.take({part.batch, part.seq_q, part.heads_q, part.dim_qk});
-    dk = scratch.take({part.batch, part.seq_k, part.heads_kv, part.dim_qk});
-    dv = scratch.take({part.batch, part.seq_k, part.heads_kv, part.dim_v});
+  BackwardScratch(std::byte* memory, const Problem& part, const Problem& whole, Device device) {
+    const auto take = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+      const TensorView view(memory == nullptr ? nullptr : memory + bytes, dtype, shape, device);
+      bytes += round_up(view.elements() * dtype_bytes(dtype), kWorkspaceAlignment);
+      return view;
+    };
+    zeros = take(part.out_dtype(), {1, 1, 1, part.dim_v});
     if (part.alibi) {
-      lse = scratch.take({part.batch, part.heads_q, part.seq_q});
+      lse = take(DType::float32, {part.batch, part.heads_q, part.seq_q});
     }
-    if (whole.out_dtype() != DType::float32) {
-      dout = scratch.take({part.batch, part.seq_q, part.heads_q, part.dim_v});
+    if (whole.out_dtype() != part.out_dtype()) {
+      dout = take(part.out_dtype(), {part.batch, part.seq_q, part.heads_q, part.dim_v});
     }
-    bytes = scratch.bytes();
   }
-  TensorView zeros, dq, dk, dv, lse, dout;
-  std::int64_t bytes;
+  TensorView zeros, lse, dout;
+  std::int64_t bytes = 0;
 };
 
 Range batch_of(const SubProblem& part) { return {part.batch_begin, part.batch_begin + part.problem.batch}; }
 
-// [batch, tokens, heads, dim] and [batch, heads, tokens] cut to a task's sequences and rows.
+// [batch, tokens, heads, dim] and [batch, heads, tokens] cut to a task's sequences, rows and heads.
 template <class Void>
-BasicTensorView<Void> rows_of_part(const BasicTensorView<Void>& view, const SubProblem& part, Range rows) {
-  return slice(slice(view, 0, batch_of(part)), 1, rows);
+BasicTensorView<Void> rows_at(const BasicTensorView<Void>& view, const Place& place) {
+  return slice(slice(slice(view, 0, place.batch), 1, place.rows), 2, place.heads);
 }
 template <class Void>
-BasicTensorView<Void> lines_of_part(const BasicTensorView<Void>& view, const SubProblem& part) {
-  return slice(slice(view, 0, batch_of(part)), 2, part.query_rows);
+BasicTensorView<Void> lines_at(const BasicTensorView<Void>& view, const Place& place) {
+  return slice(slice(slice(view, 0, place.batch), 1, place.heads), 2, place.rows);
 }
 
 // The rectangle of a bias-shaped tensor that a task sees.
 template <class Void>
-BasicTensorView<Void> bias_of_part(BasicTensorView<Void> bias, const SubProblem& part) {
+BasicTensorView<Void> bias_of_task(BasicTensorView<Void> bias, const Task& task) {
+  const SubProblem& part = task.part;
   const Range batch = batch_of(part);
-  const std::array<std::pair<int, Stripe>, 3> cuts{
-      {{0, {batch.begin, batch.size(), 1}}, {2, part.query_positions}, {3, part.key_positions}}};
-  for (const auto& [axis, stripe] : cuts) {
-    if (bias.shape[static_cast<std::size_t>(axis)] != 1) {
-      bias = slice(bias, axis, stripe);
+  const Range& heads = task.heads.queries;
+  const std::array<Stripe, 4> cuts{
+      {{batch.begin, batch.size(), 1}, {heads.begin, heads.size(), 1}, part.query_positions, part.key_positions}};
+  for (std::size_t axis = 0; axis < cuts.size(); ++axis) {
+    if (bias.shape[axis] != 1) {
+      bias = slice(bias, static_cast<int>(axis), cuts[axis]);
     }
   }
   return bias;
 }
 
-ScoreTensors score_of_part(const TaskRun& run, const SubProblem& part) {
+// [heads] or [batch, heads].
+ConstTensorView slopes_of_task(const ConstTensorView& slopes, const Task& task) {
+  return slopes.rank == 2 ? slice(slice(slopes, 0, batch_of(task.part)), 1, task.heads.queries)
+                          : slice(slopes, 0, task.heads.queries);
+}
+
+ScoreTensors score_of_task(const TaskRun& run, const Task& task) {
   ScoreTensors score;
   if (!run.score.bias.absent()) {
-    score.bias = bias_of_part(run.score.bias, part);
+    score.bias = bias_of_task(run.score.bias, task);
   }
   if (!run.slopes.absent()) {
-    score.alibi_slopes = run.slopes.rank == 2 ? slice(run.slopes, 0, batch_of(part)) : run.slopes;
+    score.alibi_slopes = slopes_of_task(run.slopes, task);
   }
   return score;
 }
 
+void shift_lse(const TensorView& lse, const TaskRun& run, const Task& task, float sign) {
+  add_per_head(lse, slopes_of_task(run.score.alibi_slopes, task), 0, sign * task.part.distance_shift, run.stream);
+}
+
 }  // namespace
 
-Tasks make_tasks(std::vector<SubProblem> parts, Pass pass, const PlanOptions& options) {
+Heads all_heads(const Problem& whole) { return {{0, whole.heads_kv}, {0, whole.heads_q}}; }
+
+Heads half_of_heads(const Problem& whole, bool second) {
+  const std::int64_t middle = (whole.heads_kv + 1) / 2;
+  const Range keys = second ? Range{middle, whole.heads_kv} : Range{0, middle};
+  return {keys, {keys.begin * whole.group_size(), keys.end * whole.group_size()}};
+}
+
+Place Task::queries() const { return {batch_of(part), part.query_rows, heads.queries}; }
+Place Task::keys() const { return {batch_of(part), part.key_rows, heads.keys}; }
+
+DType term_dtype(const Problem& whole, Device device) {
+  return device.kind == DeviceKind::cpu ? DType::float32 : whole.dtype;
+}
+
+Tasks make_tasks(const std::vector<SubProblem>& parts, const Problem& whole, const Heads& heads, Pass pass,
+                 const PlanOptions& options) {
   PlanOptions part_options = options;
   part_options.part_of_keys = true;
   Tasks tasks;
-  for (SubProblem& part : parts) {
-    Plan plan = Plan::make(part.problem, pass, part_options);
-    tasks.push_back({std::move(part), std::move(plan), false});
+  if (heads.keys.empty()) {
+    return tasks;
+  }
+  for (const SubProblem& part : parts) {
+    SubProblem own = part;
+    Problem& problem = own.problem;
+    problem.output_dtype = term_dtype(whole, options.device);
+    problem.heads_q = heads.queries.size();
+    problem.heads_kv = heads.keys.size();
+    problem.dropout.head_start += heads.queries.begin;
+    if (problem.dropout.threshold() == 0) {
+      problem.dropout = {};
+    }
+    if (problem.bias_shape && (*problem.bias_shape)[1] != 1) {
+      (*problem.bias_shape)[1] = problem.heads_q;
+    }
+    Plan plan = Plan::make(problem, pass, part_options);
+    tasks.push_back({std::move(own), heads, std::move(plan)});
   }
   return tasks;
-}
-
-void mark_first(std::vector<Tasks>& steps) {
-  std::vector<std::tuple<std::int64_t, std::int64_t>> seen;  // first sequence and first row: rows are whole pieces
-  for (Tasks& tasks : steps) {
-    for (Task& task : tasks) {
-      const std::tuple rows{task.part.batch_begin, task.part.query_rows.begin};
-      task.first = std::find(seen.begin(), seen.end(), rows) == seen.end();
-      if (task.first) {
-        seen.push_back(rows);
-      }
-    }
-  }
 }
 
 TaskMemory::TaskMemory(const std::vector<Tasks>& steps, const Problem& whole, Pass pass, Communicator& communicator) {
   for (const Tasks& tasks : steps) {
     for (const Task& task : tasks) {
-      const Problem& part = task.part.problem;
-      const std::int64_t scratch = pass == Pass::backward ? BackwardScratch(nullptr, part, whole).bytes
-                                   : task.first           ? 0
-                                                          : ForwardScratch(nullptr, part).bytes;
-      scratch_bytes_ = std::max(scratch_bytes_, scratch);
+      if (pass == Pass::backward) {
+        scratch_bytes_ =
+            std::max(scratch_bytes_, BackwardScratch(nullptr, task.part.problem, whole, communicator.device()).bytes);
+      }
       workspace_bytes_ = std::max(workspace_bytes_, task.plan.workspace_bytes());
     }
   }
@@ -135,86 +137,68 @@ TaskMemory::TaskMemory(const std::vector<Tasks>& steps, const Problem& whole, Pa
   workspace_ = communicator.allocate(workspace_bytes_);
 }
 
-std::vector<float> scaled_slopes(const ConstTensorView& slopes, float factor) {
-  std::vector<float> result(static_cast<std::size_t>(slopes.elements()));
-  if (slopes.rank == 1) {
-    convert(slopes, TensorView(result.data(), DType::float32, {slopes.shape[0]}));
-  } else if (slopes.rank == 2) {
-    convert(slopes, TensorView(result.data(), DType::float32, {slopes.shape[0], slopes.shape[1]}));
-  }
-  for (float& slope : result) {
-    slope *= factor;
-  }
-  return result;
-}
-
 void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstTensorView& q, const ConstKeysBlock& keys,
-               const Partial& sum) {
+               Gathered& out) {
   for (const Task& task : tasks) {
-    const SubProblem& part = task.part;
-    const Partial rows{rows_of_part(sum.out, part, part.query_rows), lines_of_part(sum.lse, part)};
-    const Partial result = task.first ? rows : ForwardScratch(run.memory.scratch(), part.problem).partial;
+    const Partial result = out.open(task.queries());
     ForwardTensors tensors;
-    tensors.q = rows_of_part(q, part, part.query_rows);
-    tensors.k = rows_of_part(keys.k, part, part.key_rows);
-    tensors.v = rows_of_part(keys.v, part, part.key_rows);
+    tensors.q = rows_at(q, task.queries());
+    tensors.k = rows_at(keys.k, task.keys());
+    tensors.v = rows_at(keys.v, task.keys());
     tensors.out = result.out;
     tensors.lse = result.lse;
-    tensors.score = score_of_part(run, part);
+    tensors.score = score_of_task(run, task);
     task.plan.run(tensors, run.memory.workspace(task.plan), run.stream);
-    if (part.distance_shift != 0) {
-      add_per_head(result.lse, run.score.alibi_slopes, part.batch_begin, -part.distance_shift);
+    if (task.part.distance_shift != 0) {
+      shift_lse(result.lse, run, task, -1);
     }
-    if (!task.first) {
-      merge({rows.out, rows.lse}, {result.out, result.lse}, rows, run.threads);
-    }
+    out.close();
   }
 }
 
 void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstQueriesBlock& queries, const ConstKeysBlock& keys,
-               const TensorView& dq, const KeysBlock& dkeys) {
+               const GatheredGradients& gradients) {
   for (const Task& task : tasks) {
-    const SubProblem& part = task.part;
-    const BackwardScratch scratch(run.memory.scratch(), part.problem, run.whole);
+    const Problem& problem = task.part.problem;
+    const BackwardScratch scratch(run.memory.scratch(), problem, run.whole, run.device);
     BackwardTensors tensors;
-    tensors.q = rows_of_part(queries.q, part, part.query_rows);
-    tensors.k = rows_of_part(keys.k, part, part.key_rows);
-    tensors.v = rows_of_part(keys.v, part, part.key_rows);
-    tensors.dout = rows_of_part(queries.dout, part, part.query_rows);
+    tensors.q = rows_at(queries.q, task.queries());
+    tensors.k = rows_at(keys.k, task.keys());
+    tensors.v = rows_at(keys.v, task.keys());
+    tensors.dout = rows_at(queries.dout, task.queries());
     if (!scratch.dout.absent()) {
-      convert(tensors.dout, scratch.dout);
+      convert(tensors.dout, scratch.dout, run.stream);
       tensors.dout = scratch.dout;
     }
     // D is rowsum(dO * O) - dLSE: with O = 0, and -D in the place of dLSE, it is the one of all keys.
-    fill(scratch.zeros, 0);
-    const std::array<std::int64_t, kMaxRank> shape{part.problem.batch, part.problem.seq_q, part.problem.heads_q,
-                                                   part.problem.dim_v};
+    fill(scratch.zeros, 0, run.stream);
+    const std::array<std::int64_t, kMaxRank> shape{problem.batch, problem.seq_q, problem.heads_q, problem.dim_v};
     const std::array<std::int64_t, kMaxRank> strides{0, 0, 0, 1};
-    tensors.out = ConstTensorView(scratch.zeros.data, DType::float32, shape, strides);
-    tensors.dlse = lines_of_part(queries.minus_delta, part);
-    tensors.lse = lines_of_part(queries.lse, part);
-    if (part.distance_shift != 0) {
-      convert(tensors.lse, scratch.lse);
-      add_per_head(scratch.lse, run.score.alibi_slopes, part.batch_begin, part.distance_shift);
+    tensors.out = ConstTensorView(scratch.zeros.data, problem.out_dtype(), shape, strides, run.device);
+    tensors.dlse = lines_at(queries.minus_delta, task.queries());
+    tensors.lse = lines_at(queries.lse, task.queries());
+    if (task.part.distance_shift != 0) {
+      convert(tensors.lse, scratch.lse, run.stream);
+      shift_lse(scratch.lse, run, task, 1);
       tensors.lse = scratch.lse;
     }
-    tensors.dq = scratch.dq;
-    tensors.dk = scratch.dk;
-    tensors.dv = scratch.dv;
-    tensors.score = score_of_part(run, part);
+    tensors.dq = gradients.dq.open(task.queries()).out;
+    tensors.dk = gradients.dk.open(task.keys()).out;
+    tensors.dv = gradients.dv.open(task.keys()).out;
+    tensors.score = score_of_task(run, task);
     TensorView dbias_sum;
     std::vector<float> dbias;  // its shape is the caller's choice
     if (!run.dbias.absent()) {
-      dbias_sum = bias_of_part(run.dbias, part);
+      dbias_sum = bias_of_task(run.dbias, task);
       dbias.resize(static_cast<std::size_t>(dbias_sum.elements()));
       tensors.dbias = TensorView(dbias.data(), DType::float32, dbias_sum.shape, {});
     }
     task.plan.run(tensors, run.memory.workspace(task.plan), run.stream);
-    add(scratch.dq, rows_of_part(dq, part, part.query_rows));
-    add(scratch.dk, rows_of_part(dkeys.k, part, part.key_rows));
-    add(scratch.dv, rows_of_part(dkeys.v, part, part.key_rows));
+    gradients.dq.close();
+    gradients.dk.close();
+    gradients.dv.close();
     if (!run.dbias.absent()) {
-      add(tensors.dbias, dbias_sum);
+      sum(std::to_array<ConstTensorView>({dbias_sum, tensors.dbias}), dbias_sum, run.stream);
     }
   }
 }

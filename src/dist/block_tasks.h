@@ -4,24 +4,39 @@
 #include <vector>
 
 #include "dist/block.h"
+#include "dist/gathered.h"
 #include "dist/sub_problem.h"
 #include "tessera/attention.h"
 #include "tessera/communicator.h"
 
 namespace tessera::internal {
 
+// Some of the key heads, with the query heads that read them.
+struct Heads {
+  Range keys;
+  Range queries;
+};
+Heads all_heads(const Problem& whole);
+// The first or the second half of them. A single key head is not split: all of it is the first half.
+Heads half_of_heads(const Problem& whole, bool second);
+
 // One sub-problem with its plan.
 struct Task {
   SubProblem part;
+  Heads heads;
   Plan plan;
-  bool first = false;  // forward: no task before it has the same rows
+
+  Place queries() const;
+  Place keys() const;
 };
 using Tasks = std::vector<Task>;
 
-Tasks make_tasks(std::vector<SubProblem> parts, Pass pass, const PlanOptions& options);
+// What tasks write: float32 on the CPU, on a device what its kernels have.
+DType term_dtype(const Problem& whole, Device device);
 
-// Sets Task::first over all steps of one rank, in their order.
-void mark_first(std::vector<Tasks>& steps);
+// Of all heads or of some; none when there are no heads.
+Tasks make_tasks(const std::vector<SubProblem>& parts, const Problem& whole, const Heads& heads, Pass pass,
+                 const PlanOptions& options);
 
 // Memory that the tasks of a rank share, one task at a time. Sizes are the largest over all tasks.
 class TaskMemory {
@@ -40,26 +55,28 @@ class TaskMemory {
   Communicator::Memory workspace_;
 };
 
-// The slopes times the stride of the layout; what TaskRun::slopes points to.
-std::vector<float> scaled_slopes(const ConstTensorView& slopes, float factor);
-
 // What all tasks of one run have in common.
 struct TaskRun {
   const Problem& whole;
   const TaskMemory& memory;
+  Device device;
   ScoreTensors score;      // of the whole problem, as the caller gave them
-  ConstTensorView slopes;  // scaled_slopes
+  ConstTensorView slopes;  // the same times the stride of the layout
   TensorView dbias;        // float32 sums, or absent
-  int threads = 0;         // of the merges
   void* stream = nullptr;
 };
 
-// Merges the tasks' results into `sum`, float32 [batch, tokens, heads, dim] with LSE [batch, heads, tokens].
+// Gathers O and LSE.
 void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstTensorView& q, const ConstKeysBlock& keys,
-               const Partial& sum);
+               Gathered& out);
 
-// Adds the tasks' gradients to float32 sums.
+// Gathers the gradients of the three inputs.
+struct GatheredGradients {
+  Gathered& dq;
+  Gathered& dk;
+  Gathered& dv;
+};
 void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstQueriesBlock& queries, const ConstKeysBlock& keys,
-               const TensorView& dq, const KeysBlock& dkeys);
+               const GatheredGradients& gradients);
 
 }  // namespace tessera::internal

@@ -1,5 +1,6 @@
 #include "tessera/communicator.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <thread>
@@ -9,12 +10,6 @@
 #include "tessera/plan.h"
 
 namespace tessera {
-
-namespace {
-
-constexpr int kGatherChannel = Communicator::kChannels - 1;
-
-}  // namespace
 
 Communicator::Memory Communicator::allocate(std::int64_t bytes) {
   constexpr std::align_val_t kAlignment{kWorkspaceAlignment};
@@ -63,8 +58,8 @@ std::vector<std::vector<std::byte>> Communicator::gather(std::span<const std::by
       theirs.assign(mine.begin(), mine.end());
       continue;
     }
-    transfers.push_back(receive(peer, kGatherChannel, theirs));
-    transfers.push_back(send(peer, kGatherChannel, mine));
+    transfers.push_back(receive(peer, kHostChannel, theirs));
+    transfers.push_back(send(peer, kHostChannel, mine));
   }
   for (Transfer& transfer : transfers) {
     transfer.wait();
@@ -73,7 +68,12 @@ std::vector<std::vector<std::byte>> Communicator::gather(std::span<const std::by
 }
 
 void run_local_ranks(int ranks, const std::function<void(Communicator&)>& body, const CommunicatorOptions& options) {
-  auto communicators = local_communicators(ranks, options);
+  run_local_ranks(std::vector<Device>(static_cast<std::size_t>(std::max(ranks, 0))), body, options);
+}
+
+void run_local_ranks(const std::vector<Device>& devices, const std::function<void(Communicator&)>& body,
+                     const CommunicatorOptions& options) {
+  auto communicators = local_communicators(devices, options);
   std::vector<std::exception_ptr> errors(communicators.size());
   std::vector<std::thread> threads;
   threads.reserve(communicators.size());

@@ -1,15 +1,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <limits>
 #include <map>
-#include <new>
 
 #include "core/fail.h"
-#include "dist/block_tasks.h"
+#include "cuda/stream.h"
+#include "dist/rank_work.h"
 #include "dist/ring_engine.h"
 #include "dist/ring_program.h"
-#include "dist/tensor_ops.h"
 #include "plan/validate.h"
 #include "tessera/distributed.h"
 
@@ -17,10 +15,7 @@ namespace tessera {
 
 namespace {
 
-using internal::convert;
-using internal::fill;
 using internal::RingGroup;
-using internal::Tasks;
 
 // What ranks compare before they start: a hash of everything, and words for people.
 struct Statement {
@@ -91,9 +86,23 @@ Problem local_problem(const RingGroup& group, int rank) {
   return local;
 }
 
-void check_dbias(const Problem& whole, const TensorView& dbias) {
+Device checked_device(const Communicator& communicator, const DistributedOptions& options) {
+  const auto text = [](Device device) {
+    return device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+  };
+  if (!(options.plan.device == communicator.device())) {
+    internal::fail_argument("plan.device", text(options.plan.device),
+                            "that of the communicator, " + text(communicator.device()));
+  }
+  return communicator.device();
+}
+
+void check_dbias(const Problem& whole, const TensorView& dbias, Device device) {
   if (dbias.absent()) {
     return;
+  }
+  if (device.kind != DeviceKind::cpu) {
+    throw Error(ErrorCode::unsupported, "dbias: " + dbias.describe() + "; accepted over ranks of GPUs: absent");
   }
   const std::array<std::int64_t, kMaxRank> extents{whole.batch, whole.heads_q, whole.seq_q, whole.seq_k};
   bool fits = dbias.rank == kMaxRank && whole.bias_shape.has_value();
@@ -106,22 +115,17 @@ void check_dbias(const Problem& whole, const TensorView& dbias) {
   }
 }
 
-std::vector<Tasks> make_all_tasks(const RingGroup& group, const internal::Route& route, const PlanOptions& options) {
-  std::vector<Tasks> steps;
-  steps.reserve(route.steps.size());
-  for (const internal::RouteStep& step : route.steps) {
-    steps.push_back(internal::make_tasks(group.parts(route.rank, step.owner), group.pass, options));
-  }
-  if (group.pass == Pass::forward && !group.whole.sinks) {
-    internal::mark_first(steps);
-  }
-  return steps;
-}
-
-internal::MessageBytes message_bytes(const RingGroup& group) {
+internal::MessageBytes message_bytes(const RingGroup& group, Device device) {
   internal::MessageBytes bytes;
   for (int owner = 0; owner < group.topology.ranks(); ++owner) {
-    bytes.block.push_back(group.block_bytes(owner));
+    if (device.kind == DeviceKind::cpu) {
+      bytes.block.push_back({group.block_bytes(owner)});
+    } else {
+      bytes.block.emplace_back();
+      for (const TensorView& tensor : internal::block_tensors(group, nullptr, owner, device)) {
+        bytes.block.back().push_back(tensor.elements() * dtype_bytes(tensor.dtype));
+      }
+    }
     if (group.pass == Pass::backward) {
       bytes.sum.push_back(group.sum_bytes(owner));
     }
@@ -163,168 +167,80 @@ std::vector<DistributedFacts> distributed_facts(const Problem& whole, Pass pass,
 struct DistributedPlan::State {
   State(const Problem& whole, Pass pass, Communicator& communicator_, const DistributedOptions& options_)
       : communicator(communicator_),
+        device(checked_device(communicator, options_)),
         options(options_),
         group(whole, pass, communicator.size(), options),
         local(local_problem(group, communicator.rank())),
-        engine(group.route(communicator.rank()), message_bytes(group), communicator),
-        steps(make_all_tasks(group, engine.route(), options.plan)),
-        memory(steps, group.whole, pass, communicator),
+        engine(group.route(communicator.rank()), message_bytes(group, device), communicator),
+        tasks(group, engine.route(), options.plan),
+        task_memory(tasks.steps, group.whole, pass, communicator),
         facts(group.facts(communicator.rank())) {
-    if (pass == Pass::forward) {
-      kept_bytes = local.batch * local.seq_q * local.heads_q * (local.dim_v + 1) * dtype_bytes(DType::float32);
-    } else if (group.queries_travel) {
-      kept_bytes = local.batch * local.seq_k * group.token_bytes.key_gradients;
-    } else {
-      kept_bytes = local.batch * local.seq_q * (group.token_bytes.query_gradients + group.token_bytes.queries);
-    }
-    kept = communicator.allocate(kept_bytes);
-    facts.memory_bytes = engine.memory_bytes() + memory.bytes() + kept_bytes;
+    const std::int64_t kept_bytes = internal::KeptMemory(nullptr, group, communicator.rank(), device).bytes;
+    kept_memory = communicator.allocate(kept_bytes);
+    facts.memory_bytes = engine.memory_bytes() + task_memory.bytes() + kept_bytes;
   }
 
-  // A failure of this rank is told to the others.
+  // A failure of this rank is told to the others. What was put into the stream may use memory that goes away.
   template <class Action>
-  RunReport guarded(const Action& action) {
+  RunReport guarded(void* stream, const Action& action) {
     try {
       return action();
     } catch (const std::exception& error) {
       communicator.abort(error);
+      if (device.kind == DeviceKind::cuda) {
+        internal::settle_stream(device.index, stream);
+      }
       throw;
     }
   }
 
-  internal::TaskRun task_run(const ScoreTensors& score, void* stream) {
-    internal::TaskRun run{group.whole, memory, score, {}, {}, options.plan.threads, stream};
-    if (!score.alibi_slopes.absent()) {
-      const auto stride = options.layout == SequenceLayout::Kind::striped ? communicator.size() : 1;
-      slopes = internal::scaled_slopes(score.alibi_slopes, static_cast<float>(stride));
-      const ConstTensorView& given = score.alibi_slopes;
-      run.slopes = ConstTensorView(slopes.data(), DType::float32,
-                                   std::span(given.shape).first(static_cast<std::size_t>(given.rank)), {});
-    }
-    return run;
+  internal::RankContext context(const ScoreTensors& score, void* stream) {
+    return {group,
+            engine.route(),
+            communicator.rank(),
+            device,
+            tasks,
+            task_memory,
+            internal::KeptMemory(kept_memory.get(), group, communicator.rank(), device),
+            score,
+            options.plan.threads,
+            stream};
   }
 
   RunReport forward(const ForwardTensors& tensors, void* stream);
   RunReport backward(const BackwardTensors& tensors, void* stream);
 
   Communicator& communicator;
+  Device device;
   DistributedOptions options;
   RingGroup group;
   Problem local;
   internal::RingEngine engine;
-  std::vector<Tasks> steps;
-  internal::TaskMemory memory;
+  internal::RankTasks tasks;
+  internal::TaskMemory task_memory;
   DistributedFacts facts;
-  // What stays at this rank: O and LSE; or the float32 gradients of the tensors that do not travel, with the block that is
-  // made of dO, Q, LSE and D when those are the ones.
-  std::int64_t kept_bytes = 0;
-  Communicator::Memory kept;
-  std::vector<float> slopes;
+  Communicator::Memory kept_memory;
 };
 
 RunReport DistributedPlan::State::forward(const ForwardTensors& tensors, void* stream) {
-  internal::validate(local, tensors, options.plan.device);
-  const internal::KeysBlock own = internal::keys_block(engine.own_block().data(), group.whole, local.seq_k);
-  convert(tensors.k, own.k);
-  convert(tensors.v, own.v);
-
-  auto* floats = reinterpret_cast<float*>(kept.get());
-  const std::int64_t query_rows = local.batch * local.seq_q * local.heads_q;
-  const Partial sum{{floats, DType::float32, {local.batch, local.seq_q, local.heads_q, local.dim_v}},
-                    {floats + query_rows * local.dim_v, DType::float32, {local.batch, local.heads_q, local.seq_q}}};
-  fill(sum.out, 0);
-  fill(sum.lse, -std::numeric_limits<float>::infinity());
-  if (local.sinks) {  // one key for each head whose value is zero, in every row once
-    fill(sum.lse, 0);
-    internal::add_per_head(sum.lse, tensors.score.sinks, 0, 1);
-  }
-  const internal::TaskRun run = task_run(tensors.score, stream);
-  const auto compute = [&](int step, std::span<const std::byte> block, std::span<float> /*sum*/) {
-    const int owner = engine.route().steps[static_cast<std::size_t>(step)].owner;
-    const internal::KeysBlock keys =
-        internal::keys_block(const_cast<std::byte*>(block.data()), group.whole, group.key_layout.tokens(owner));
-    internal::run_tasks(steps[static_cast<std::size_t>(step)], run, tensors.q, as_const(keys), sum);
-  };
-  RunReport report = engine.run(compute, options.record_timeline, stream);
-  convert(sum.out, tensors.out);
-  if (!tensors.lse.absent()) {
-    convert(sum.lse, tensors.lse);
-  }
-  return report;
+  internal::validate(local, tensors, device);
+  internal::Recorder recorder(options.record_timeline, communicator, stream);
+  internal::ForwardWork work(context(tensors.score, stream), tensors);
+  engine.run(work, work.own_messages(engine.own_block()), recorder, stream);
+  work.finish();
+  return recorder.finish();
 }
 
 RunReport DistributedPlan::State::backward(const BackwardTensors& tensors, void* stream) {
   BackwardTensors checked = tensors;
   checked.dbias = {};
-  internal::validate(local, checked, options.plan.device);
-  check_dbias(group.whole, tensors.dbias);
-
-  // Queries with dO, LSE and D are a block in either schedule; keys only where they travel.
-  const bool queries_travel = group.queries_travel;
-  std::byte* queries_memory = queries_travel
-                                  ? engine.own_block().data()
-                                  : kept.get() + local.batch * local.seq_q * group.token_bytes.query_gradients;
-  const internal::QueriesBlock own_queries = internal::queries_block(queries_memory, group.whole, local.seq_q);
-  convert(tensors.lse, own_queries.lse);
-  internal::negative_delta(tensors.dout, tensors.out, tensors.dlse, own_queries.minus_delta);
-  convert(tensors.dout, own_queries.dout);
-  convert(tensors.q, own_queries.q);
-  if (!queries_travel) {
-    const internal::KeysBlock own_keys = internal::keys_block(engine.own_block().data(), group.whole, local.seq_k);
-    convert(tensors.k, own_keys.k);
-    convert(tensors.v, own_keys.v);
-  }
-  // The gradients that stay.
-  const TensorView dq =
-      queries_travel
-          ? internal::query_gradients(reinterpret_cast<std::byte*>(engine.own_sum().data()), group.whole, local.seq_q)
-          : internal::query_gradients(kept.get(), group.whole, local.seq_q);
-  const internal::KeysBlock dkeys = internal::key_gradients(
-      queries_travel ? kept.get() : reinterpret_cast<std::byte*>(engine.own_sum().data()), group.whole, local.seq_k);
-  if (queries_travel) {
-    fill(dkeys.k, 0);
-    fill(dkeys.v, 0);
-  } else {
-    fill(dq, 0);
-  }
-
-  std::vector<float> dsinks(static_cast<std::size_t>(tensors.dsinks.elements()));
-  if (!dsinks.empty()) {  // now, while the block is there
-    internal::sink_gradient(tensors.score.sinks, own_queries.lse, own_queries.minus_delta,
-                            TensorView(dsinks.data(), DType::float32, {group.whole.heads_q}));
-  }
-  internal::TaskRun run = task_run(tensors.score, stream);
-  std::vector<float> dbias_sums(static_cast<std::size_t>(tensors.dbias.elements()), 0.0F);
-  if (!tensors.dbias.absent()) {
-    run.dbias = TensorView(dbias_sums.data(), DType::float32, tensors.dbias.shape, {});
-  }
-  const auto compute = [&](int step, std::span<const std::byte> block, std::span<float> sum) {
-    const int owner = engine.route().steps[static_cast<std::size_t>(step)].owner;
-    const Tasks& tasks = steps[static_cast<std::size_t>(step)];
-    auto* memory_of_block = const_cast<std::byte*>(block.data());
-    auto* memory_of_sum = reinterpret_cast<std::byte*>(sum.data());
-    if (queries_travel) {
-      const std::int64_t tokens = group.query_layout.tokens(owner);
-      internal::run_tasks(tasks, run, as_const(internal::queries_block(memory_of_block, group.whole, tokens)),
-                          {tensors.k, tensors.v}, internal::query_gradients(memory_of_sum, group.whole, tokens), dkeys);
-    } else {
-      const std::int64_t tokens = group.key_layout.tokens(owner);
-      internal::run_tasks(tasks, run, as_const(own_queries),
-                          as_const(internal::keys_block(memory_of_block, group.whole, tokens)), dq,
-                          internal::key_gradients(memory_of_sum, group.whole, tokens));
-    }
-  };
-  RunReport report = engine.run(compute, options.record_timeline, stream);
-  convert(dq, tensors.dq);
-  convert(dkeys.k, tensors.dk);
-  convert(dkeys.v, tensors.dv);
-  if (!tensors.dbias.absent()) {
-    convert(run.dbias, tensors.dbias);
-  }
-  if (!dsinks.empty()) {
-    convert(TensorView(dsinks.data(), DType::float32, {group.whole.heads_q}), tensors.dsinks);
-  }
-  return report;
+  internal::validate(local, checked, device);
+  check_dbias(group.whole, tensors.dbias, device);
+  internal::Recorder recorder(options.record_timeline, communicator, stream);
+  internal::BackwardWork work(context(tensors.score, stream), tensors);
+  engine.run(work, work.own_messages(engine.own_block()), recorder, stream);
+  work.finish();
+  return recorder.finish();
 }
 
 DistributedPlan DistributedPlan::make(const Problem& whole, Pass pass, Communicator& communicator,
@@ -347,7 +263,7 @@ DistributedPlan::~DistributedPlan() = default;
 const DistributedFacts& DistributedPlan::facts() const { return state_->facts; }
 
 RunReport DistributedPlan::run(const ForwardTensors& tensors, void* stream) {
-  return state_->guarded([&] {
+  return state_->guarded(stream, [&] {
     if (state_->group.pass != Pass::forward) {
       internal::fail_argument("tensors", "forward tensors", "those of the pass that the plan was made for, backward");
     }
@@ -356,7 +272,7 @@ RunReport DistributedPlan::run(const ForwardTensors& tensors, void* stream) {
 }
 
 RunReport DistributedPlan::run(const BackwardTensors& tensors, void* stream) {
-  return state_->guarded([&] {
+  return state_->guarded(stream, [&] {
     if (state_->group.pass != Pass::backward) {
       internal::fail_argument("tensors", "backward tensors", "those of the pass that the plan was made for, forward");
     }

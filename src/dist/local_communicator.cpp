@@ -1,5 +1,8 @@
 // Ranks as threads of one process. A message is copied once, straight from the sender's memory to the receiver's, by
-// whichever of the two comes second.
+// whichever of the two comes second. Between devices that one puts the copy into a stream of the receiver's device, behind
+// what both ranks' streams hold: no host waits for a device.
+#include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -8,6 +11,8 @@
 #include <tuple>
 
 #include "core/fail.h"
+#include "cuda/device.h"
+#include "cuda/stream.h"
 #include "tessera/communicator.h"
 
 namespace tessera {
@@ -23,6 +28,10 @@ struct End {
   std::byte* target = nullptr;        // of a receive
   std::size_t bytes = 0;
   PendingTransfer::Clock::time_point finished;
+  // Between devices: when the memory may be used, and the copy.
+  std::shared_ptr<internal::DeviceEvent> ready;
+  std::shared_ptr<internal::DeviceEvent> started;
+  std::shared_ptr<internal::DeviceEvent> copied;
 };
 
 // The posted ends of one (from, to, channel), of which at most one list is not empty.
@@ -32,17 +41,22 @@ struct Lane {
 };
 
 struct World {
-  World(int ranks, const CommunicatorOptions& options_)
+  World(const std::vector<Device>& devices_, const CommunicatorOptions& options_)
       : options(options_),
-        waiting_for(static_cast<std::size_t>(ranks), -1),
-        left(static_cast<std::size_t>(ranks), false) {}
+        devices(devices_),
+        waiting_for(devices_.size(), -1),
+        left(devices_.size(), false),
+        streams(devices_.size()) {}
 
   const CommunicatorOptions options;
+  const std::vector<Device> devices;
   std::mutex mutex;
   std::condition_variable changed;
   std::map<std::tuple<int, int, int>, Lane> lanes;
   std::vector<int> waiting_for;  // for each rank, the peer whose message it waits for, or -1
   std::vector<bool> left;
+  // For what a rank receives on a device, one for each channel: a copy that has to wait for its sender holds up no other.
+  std::vector<std::array<std::unique_ptr<internal::CopyStream>, Communicator::kChannels>> streams;
   std::string failure;  // empty while there is none
 
   void fail(const std::string& text) {
@@ -81,11 +95,14 @@ class LocalTransfer final : public PendingTransfer {
       std::erase(queue_, &end_);
     }
     world_->changed.wait(lock, [&] { return end_.state != End::State::copying; });
+    if (end_.copied && !awaited_) {
+      end_.copied->settle();
+    }
   }
 
   End& end() { return end_; }
 
-  void wait(void* /*stream*/) override {
+  void wait(void* stream) override {
     std::unique_lock lock(world_->mutex);
     int& waiting = world_->waiting_for[static_cast<std::size_t>(rank_)];
     const auto deadline = Clock::now() + world_->options.timeout;
@@ -108,15 +125,23 @@ class LocalTransfer final : public PendingTransfer {
     if (end_.state != End::State::done) {
       world_->require_sound();
     }
+    if (end_.copied) {
+      end_.copied->hold(world_->devices[static_cast<std::size_t>(rank_)].index, stream);
+      awaited_ = true;
+    }
   }
 
-  Clock::time_point finished_at() const override { return end_.finished; }
+  Clock::time_point finished_at() const override { return end_.copied ? end_.copied->time() : end_.finished; }
+  std::optional<Clock::time_point> started_at() const override {
+    return end_.started ? std::optional(end_.started->time()) : std::nullopt;
+  }
 
  private:
   std::shared_ptr<World> world_;
   int rank_;
   std::deque<End*>& queue_;
   End end_;
+  bool awaited_ = false;
 };
 
 class LocalCommunicator final : public Communicator {
@@ -132,6 +157,14 @@ class LocalCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(world_->left.size()); }
   std::string name() const override { return "local"; }
+  std::optional<std::string> failure() const override {
+    const std::lock_guard lock(world_->mutex);
+    return world_->failure.empty() ? std::nullopt : std::optional(world_->failure);
+  }
+  Device device() const override { return world_->devices[static_cast<std::size_t>(rank_)]; }
+  Memory allocate(std::int64_t bytes) override {
+    return on_device() ? internal::allocate_on_device(device().index, bytes) : Communicator::allocate(bytes);
+  }
 
  protected:
   void spread(const std::string& failure) noexcept override {
@@ -139,19 +172,15 @@ class LocalCommunicator final : public Communicator {
     world_->fail(failure);
   }
   std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
-                                              void* /*stream*/) override {
-    End end;
-    end.peer = to;
+                                              void* stream) override {
+    End end = end_for(to, channel, bytes.size(), stream);
     end.source = bytes.data();
-    end.bytes = bytes.size();
     return start({rank_, to, channel}, end, true);
   }
   std::unique_ptr<PendingTransfer> start_receive(int from, int channel, std::span<std::byte> bytes,
-                                                 void* /*stream*/) override {
-    End end;
-    end.peer = from;
+                                                 void* stream) override {
+    End end = end_for(from, channel, bytes.size(), stream);
     end.target = bytes.data();
-    end.bytes = bytes.size();
     return start({from, rank_, channel}, end, false);
   }
 
@@ -180,31 +209,101 @@ class LocalCommunicator final : public Communicator {
     others.pop_front();
     End& mine = transfer->end();
     mine.state = other.state = End::State::copying;
-    lock.unlock();
-    if (mine.bytes > 0) {
-      std::memcpy(sends ? other.target : mine.target, sends ? mine.source : other.source, mine.bytes);
+    if (mine.ready) {
+      try {
+        copy_between_devices(address, sends ? mine : other, sends ? other : mine);
+      } catch (const Error& error) {
+        mine.state = other.state = End::State::posted;
+        world_->fail("rank " + std::to_string(rank_) + " failed: " + error.what());
+        lock.unlock();
+        transfer.reset();
+        throw;
+      }
+    } else {
+      lock.unlock();
+      if (mine.bytes > 0) {
+        std::memcpy(sends ? other.target : mine.target, sends ? mine.source : other.source, mine.bytes);
+      }
+      lock.lock();
     }
-    lock.lock();
     mine.finished = other.finished = PendingTransfer::Clock::now();
     mine.state = other.state = End::State::done;
     world_->changed.notify_all();
     return transfer;
   }
 
+  bool on_device() const { return device().kind == DeviceKind::cuda; }
+
+  End end_for(int peer, int channel, std::size_t bytes, void* stream) const {
+    End end;
+    end.peer = peer;
+    end.bytes = bytes;
+    if (on_device() && channel != kHostChannel && bytes > 0) {
+      end.ready = std::make_shared<internal::DeviceEvent>(device().index);
+      end.ready->record(stream);
+    }
+    return end;
+  }
+
+  // Under the lock: it takes microseconds.
+  void copy_between_devices(const std::tuple<int, int, int>& address, End& from, End& to) const {
+    const auto& [sender, receiver, channel] = address;
+    const int source = world_->devices[static_cast<std::size_t>(sender)].index;
+    const int target = world_->devices[static_cast<std::size_t>(receiver)].index;
+    auto& stream = world_->streams[static_cast<std::size_t>(receiver)][static_cast<std::size_t>(channel)];
+    if (!stream) {
+      stream = std::make_unique<internal::CopyStream>(target);
+    }
+    auto started = std::make_shared<internal::DeviceEvent>(target);
+    auto copied = std::make_shared<internal::DeviceEvent>(target);
+    from.ready->hold(target, stream->handle());
+    to.ready->hold(target, stream->handle());
+    started->record(stream->handle());
+    stream->copy(to.target, target, from.source, source, to.bytes);
+    copied->record(stream->handle());
+    from.copied = to.copied = copied;
+    from.started = to.started = started;
+  }
+
   std::shared_ptr<World> world_;
   int rank_;
 };
 
+void require_alike(const std::vector<Device>& devices) {
+  for (const Device& device : devices) {
+    if (device.kind != devices.front().kind || (device.kind == DeviceKind::cpu && device.index != 0)) {
+      internal::fail_argument("devices", "different kinds", "CUDA devices, or the CPU for all ranks");
+    }
+  }
+  if (devices.front().kind == DeviceKind::cuda) {
+    for (const Device& device : devices) {
+      internal::cuda_device(device.index);
+    }
+    for (const Device& device : devices) {
+      for (const Device& peer : devices) {
+        internal::open_path(device.index, peer.index);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, const CommunicatorOptions& options) {
+  return local_communicators(std::vector<Device>(static_cast<std::size_t>(std::max(ranks, 0))), options);
+}
+
+std::vector<std::unique_ptr<Communicator>> local_communicators(const std::vector<Device>& devices,
+                                                               const CommunicatorOptions& options) {
+  const auto ranks = static_cast<int>(devices.size());
   if (ranks < 1) {
     internal::fail_argument("ranks", std::int64_t{ranks}, "1 or more");
   }
   if (options.timeout.count() < 1) {
     internal::fail_argument("timeout in milliseconds", std::int64_t{options.timeout.count()}, "1 or more");
   }
-  const auto world = std::make_shared<World>(ranks, options);
+  require_alike(devices);
+  const auto world = std::make_shared<World>(devices, options);
   std::vector<std::unique_ptr<Communicator>> all;
   all.reserve(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {

@@ -61,6 +61,7 @@ double pairs(const std::vector<internal::SubProblem>& parts) {
 struct Rank {
   Route route;
   std::vector<double> step_seconds;
+  double closing_seconds = 0;  // of the own block, while its gradients come home
   double clock = 0;
   double compute_seconds = 0;
   std::int64_t bytes_sent = 0;
@@ -98,6 +99,10 @@ class Simulation {
         added.step_seconds.push_back(seconds);
         added.compute_seconds += seconds;
       }
+      if (group.pass == Pass::backward && group.topology.ranks() > 1 && group.whole.heads_kv > 1) {
+        added.closing_seconds = added.step_seconds.front() / 2;
+        added.step_seconds.front() -= added.closing_seconds;
+      }
     }
   }
 
@@ -111,6 +116,7 @@ class Simulation {
       finish_outer(static_cast<std::size_t>(outer));
     }
     for (Rank& rank : ranks_) {
+      rank.clock += group_.topology.nodes > 1 ? rank.closing_seconds : 0;
       rank.clock = rank.route.home_from_node ? std::max(rank.clock, rank.collected_arrives) : rank.clock;
     }
     return summary();
@@ -157,6 +163,7 @@ class Simulation {
     std::vector<double> collected(ranks_.size(), 0);
     for (Rank& rank : ranks_) {
       const RouteCollect& collect = rank.route.collects[outer];
+      rank.clock += group_.topology.nodes == 1 ? rank.closing_seconds : 0;
       if (collect.receives_sum) {
         rank.clock = std::max(rank.clock, rank.sum_arrives);
       }

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
+
+#include "dist/tensor_ops.h"
 
 namespace tessera::internal {
 
@@ -9,107 +12,57 @@ namespace {
 
 enum Channel : int { kBlocks, kNodeBlocks, kSums, kCollected };
 
-std::int64_t largest(const std::vector<std::int64_t>& values) {
-  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
-}
-
-void add_floats(std::span<const float> source, std::span<float> target) {
-  for (std::size_t n = 0; n < target.size(); ++n) {
-    target[n] += source[n];
-  }
-}
-
-// Seconds covered by any of the intervals.
-double covered(std::vector<TimelineEvent> events) {
-  std::sort(events.begin(), events.end(),
-            [](const TimelineEvent& a, const TimelineEvent& b) { return a.begin < b.begin; });
-  double seconds = 0;
-  double until = 0;
-  for (const TimelineEvent& event : events) {
-    seconds += std::max(0.0, event.end - std::max(event.begin, until));
-    until = std::max(until, event.end);
-  }
-  return seconds;
-}
-
-// The clock and the account of one run.
-class Recorder {
- public:
-  Recorder(bool keep, const Traffic& before) : keep_(keep), before_(before) {}
-
-  double now() const { return seconds_at(PendingTransfer::Clock::now()); }
-  double seconds_at(PendingTransfer::Clock::time_point time) const {
-    return std::chrono::duration<double>(time - start_).count();
-  }
-  void computed(int step, int owner, double begin) {
-    report_.compute_seconds += now() - begin;
-    record({TimelineEvent::Kind::compute, step, owner, begin, now(), 0});
-  }
-  void waited(int step, int owner, double begin) {
-    report_.wait_seconds += now() - begin;
-    record({TimelineEvent::Kind::wait, step, owner, begin, now(), 0});
-  }
-  void received(const TimelineEvent& event) {
-    receives_.push_back(event);
-    record(event);
-  }
-  RunReport finish(const Traffic& after) {
-    report_.seconds = now();
-    report_.transfer_seconds = covered(std::move(receives_));
-    report_.traffic = {after.bytes_sent - before_.bytes_sent, after.bytes_received - before_.bytes_received,
-                       after.messages_sent - before_.messages_sent};
-    return std::move(report_);
-  }
-
- private:
-  void record(const TimelineEvent& event) {
-    if (keep_) {
-      report_.timeline.push_back(event);
-    }
-  }
-
-  bool keep_;
-  Traffic before_;
-  PendingTransfer::Clock::time_point start_ = PendingTransfer::Clock::now();
-  RunReport report_;
-  std::vector<TimelineEvent> receives_;
-};
-
-// A transfer under way; as long as it is not valid() there is nothing to wait for.
+// A message, or all of a block, under way. As long as it is not there() there is nothing to wait for.
 struct Arrival {
-  Transfer transfer;
-  TimelineEvent event;
+  std::vector<Transfer> transfers;
+  Mark posted;
+  int owner = 0;
+  std::int64_t bytes = 0;
+
+  bool there() const { return !transfers.empty(); }
 };
+using Departure = std::vector<Transfer>;
 
 }  // namespace
+
+std::int64_t MessageBytes::of_block(int owner) const {
+  const auto& messages = block[static_cast<std::size_t>(owner)];
+  return std::accumulate(messages.begin(), messages.end(), std::int64_t{0});
+}
 
 // One run: the transfers under way, which are taken back when it ends early.
 class RingEngine::Pass {
  public:
-  Pass(RingEngine& engine, const Compute& compute, bool record, void* stream)
-      : engine_(engine), compute_(compute), stream_(stream), recorder_(record, engine.communicator_.traffic()) {}
+  Pass(RingEngine& engine, RingWork& work, std::span<const std::span<const std::byte>> own, Recorder& recorder,
+       void* stream)
+      : engine_(engine), work_(work), own_(own), recorder_(recorder), stream_(stream) {}
 
-  RunReport run() {
+  void run() {
     const Route& route = engine_.route_;
-    clear(engine_.home_sum_, route.rank);
+    const bool nested = route.topology.nodes > 1;
     std::size_t next = 0;
     for (int outer = 0; outer < route.topology.nodes; ++outer) {
       start_outer(route.steps[next], route.collects[static_cast<std::size_t>(outer)]);
       for (int inner = 0; inner < route.topology.locals; ++inner, ++next) {
         step(static_cast<int>(next), route.steps[next]);
       }
-      finish_outer(route.collects[static_cast<std::size_t>(outer)]);
+      finish_outer(route.collects[static_cast<std::size_t>(outer)], !nested);
     }
-    if (route.home_from_node) {
-      Arrival home =
-          receive(route.previous_node, kCollected, engine_.arriving_collected_, sum_bytes(route.rank), route.rank);
-      await(home);
-      add_sum(engine_.arriving_collected_, engine_.home_sum_, route.rank);
+    if (nested) {
+      Arrival home;
+      if (route.home_from_node) {
+        home = receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, route.rank);
+      }
+      engine_.communicator_.flush();
+      finish_own();
+      if (home.there()) {
+        await(home);
+        work_.add_to_own(engine_.arriving_collected_.get(), true);
+      }
     }
-    for (Transfer* sent : {&sent_sums_[0], &sent_sums_[1], &sent_collected_}) {
+    for (Departure* sent : {&sent_sums_[0], &sent_sums_[1], &sent_collected_}) {
       await(*sent, route.rank);
     }
-    return recorder_.finish(engine_.communicator_.traffic());
   }
 
  private:
@@ -117,151 +70,201 @@ class RingEngine::Pass {
   void start_outer(const RouteStep& first, const RouteCollect& collect) {
     const Route& route = engine_.route_;
     if (first.receives_block_of_node) {
-      arriving_node_block_ = receive(route.previous_node, kNodeBlocks, block_slot(first.outer + 1, 0),
-                                     block_bytes(first.next_node_owner), first.next_node_owner);
+      arriving_node_block_ =
+          receive_block(route.previous_node, kNodeBlocks, block_slot(first.outer + 1, 0), first.next_node_owner);
     }
     if (first.sends_block_to_node) {
-      sent_node_block_ = send(route.next_node, kNodeBlocks, block_slot(first.outer, 0), block_bytes(first.owner));
+      sent_node_block_ = send_block(route.next_node, kNodeBlocks, block_slot(first.outer, 0), first.owner);
     }
     if (collect.receives_collected) {
-      arriving_collected_ = receive(route.previous_node, kCollected, engine_.arriving_collected_,
-                                    sum_bytes(collect.owner), collect.owner);
+      arriving_collected_ = receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, collect.owner);
     }
   }
 
   void step(int index, const RouteStep& step) {
     const Route& route = engine_.route_;
     index_ = index;
-    const Slot& block = block_slot(step.outer, step.inner);
+    const Memory& block = block_slot(step.outer, step.inner);
     Arrival next_block;
-    Transfer sent_block;
+    Departure sent_block;
     Arrival sum_so_far;
     if (step.receives_block) {
-      next_block = receive(route.previous_local, kBlocks, block_slot(step.outer, step.inner + 1),
-                           block_bytes(step.next_owner), step.next_owner);
+      next_block =
+          receive_block(route.previous_local, kBlocks, block_slot(step.outer, step.inner + 1), step.next_owner);
     }
     if (step.sends_block) {
-      sent_block = send(route.next_local, kBlocks, block, block_bytes(step.owner));
+      sent_block = send_block(route.next_local, kBlocks, block, step.owner);
     }
     if (step.receives_sum) {
-      sum_so_far = receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(step.owner), step.owner);
+      sum_so_far = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, step.owner);
     }
-    const Slot& sum = sum_slot(step);
-    if (engine_.sums_ && (step.inner > 0 || step.outer > 0)) {
-      Transfer& earlier = step.inner > 0 ? sent_sums_[static_cast<std::size_t>(step.inner & 1)] : sent_collected_;
-      await(earlier, step.owner);
-      clear(sum, step.owner);
+    engine_.communicator_.flush();
+    const bool own = step.owner == route.rank;
+    const bool collects = step.inner == 0;
+    const auto turn = static_cast<std::size_t>(step.inner & 1);
+    const bool sums = engine_.sums_ && !own && (collects || step.computes || sum_so_far.there());
+    const Memory& sum = collects ? engine_.collected_sum_ : engine_.travelling_sums_[turn];
+    if (sums) {  // what the memory held before has left
+      await(collects ? sent_collected_ : sent_sums_[turn], step.owner);
     }
     if (step.computes) {
-      const double begin = recorder_.now();
-      compute_(index, {block.memory.get(), static_cast<std::size_t>(block_bytes(step.owner))}, floats(sum, step.owner));
+      const Mark begin = recorder_.mark();
+      work_.compute(index, own ? nullptr : block.get(), sums ? sum.get() : nullptr);
       recorder_.computed(index, step.owner, begin);
     }
-    if (sum_so_far.transfer.valid()) {
+    if (sums) {
+      const bool arrives = sum_so_far.there();
       await(sum_so_far);
-      add_sum(engine_.arriving_sum_, sum, step.owner);
+      const Mark begin = recorder_.mark();
+      work_.gather(index, sum.get(), arrives ? engine_.arriving_sum_.get() : nullptr);
+      recorder_.computed(index, step.owner, begin);
     }
     if (step.sends_sum) {
-      sent_sums_[static_cast<std::size_t>(step.inner & 1)] = send(route.next_local, kSums, sum, sum_bytes(step.owner));
+      sent_sums_[turn] = send_sum(route.next_local, kSums, sum, step.owner);
     }
     await(next_block);
     await(sent_block, step.owner);
   }
 
-  void finish_outer(const RouteCollect& collect) {
+  void finish_outer(const RouteCollect& collect, bool last) {
     const Route& route = engine_.route_;
-    const Slot& sum = route.rank == collect.owner ? engine_.home_sum_ : engine_.collected_sum_;
+    const bool own = route.rank == collect.owner;
+    Arrival back;
     if (collect.receives_sum) {
-      Arrival back =
-          receive(route.previous_local, kSums, engine_.arriving_sum_, sum_bytes(collect.owner), collect.owner);
-      await(back);
-      add_sum(engine_.arriving_sum_, sum, collect.owner);
+      back = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, collect.owner);
     }
-    if (arriving_collected_.transfer.valid()) {
+    engine_.communicator_.flush();
+    if (last) {
+      finish_own();
+    }
+    if (back.there()) {
+      await(back);
+      if (own) {
+        work_.add_to_own(engine_.arriving_sum_.get(), last);
+      } else {
+        add_floats(engine_.arriving_sum_, engine_.collected_sum_, collect.owner);
+      }
+    }
+    if (arriving_collected_.there()) {
       await(arriving_collected_);
-      add_sum(engine_.arriving_collected_, sum, collect.owner);
+      add_floats(engine_.arriving_collected_, engine_.collected_sum_, collect.owner);
     }
     if (collect.sends_collected) {
-      sent_collected_ = send(route.next_node, kCollected, sum, sum_bytes(collect.owner));
+      sent_collected_ = send_sum(route.next_node, kCollected, engine_.collected_sum_, collect.owner);
     }
     await(arriving_node_block_);
     await(sent_node_block_, collect.owner);
   }
 
+  void finish_own() {
+    if (engine_.sums_) {
+      const Mark begin = recorder_.mark();
+      work_.finish_own();
+      recorder_.computed(index_, engine_.route_.rank, begin);
+    }
+  }
+
   // Inner steps take turns; with several nodes inner step 0 has slots of its own, whose messages take longer.
-  const Slot& block_slot(int outer, int inner) const {
+  const Memory& block_slot(int outer, int inner) const {
     if (inner == 0 && engine_.route_.topology.nodes > 1) {
       return engine_.node_blocks_[static_cast<std::size_t>(outer & 1)];
     }
     return engine_.inner_blocks_[static_cast<std::size_t>(inner & 1)];
   }
-  const Slot& sum_slot(const RouteStep& step) const {
-    if (step.inner > 0) {
-      return engine_.travelling_sums_[static_cast<std::size_t>(step.inner & 1)];
-    }
-    return step.outer == 0 ? engine_.home_sum_ : engine_.collected_sum_;
-  }
 
-  std::int64_t block_bytes(int owner) const { return engine_.bytes_.block[static_cast<std::size_t>(owner)]; }
   std::int64_t sum_bytes(int owner) const { return engine_.bytes_.sum[static_cast<std::size_t>(owner)]; }
+  const std::vector<std::int64_t>& block_messages(int owner) const {
+    return engine_.bytes_.block[static_cast<std::size_t>(owner)];
+  }
 
-  std::span<float> floats(const Slot& slot, int owner) const {
-    if (!engine_.sums_) {
-      return {};
+  void add_floats(const Memory& source, const Memory& target, int owner) const {
+    const std::int64_t count = sum_bytes(owner) / std::int64_t{sizeof(float)};
+    const Device device = engine_.communicator_.device();
+    const TensorView to(target.get(), DType::float32, {count}, device);
+    sum(std::to_array<ConstTensorView>({to, ConstTensorView(source.get(), DType::float32, {count}, device)}), to,
+        stream_);
+  }
+
+  Arrival receive_block(int from, Channel channel, const Memory& slot, int owner) {
+    Arrival arrival{{}, recorder_.mark(), owner, engine_.bytes_.of_block(owner)};
+    std::byte* memory = slot.get();
+    for (const std::int64_t bytes : block_messages(owner)) {
+      arrival.transfers.push_back(
+          engine_.communicator_.receive(from, channel, {memory, static_cast<std::size_t>(bytes)}, stream_));
+      memory += bytes;
     }
-    return {reinterpret_cast<float*>(slot.memory.get()), static_cast<std::size_t>(sum_bytes(owner)) / sizeof(float)};
+    return arrival;
   }
-  void clear(const Slot& slot, int owner) const {
-    const std::span<float> values = floats(slot, owner);
-    std::fill(values.begin(), values.end(), 0.0F);
+  Departure send_block(int to, Channel channel, const Memory& slot, int owner) {
+    Departure departure;
+    const std::byte* memory = slot.get();
+    for (std::size_t n = 0; n < block_messages(owner).size(); ++n) {
+      const auto bytes = static_cast<std::size_t>(block_messages(owner)[n]);
+      const std::span<const std::byte> message = owner == engine_.route_.rank ? own_[n] : std::span(memory, bytes);
+      departure.push_back(engine_.communicator_.send(to, channel, message, stream_));
+      memory += bytes;
+    }
+    return departure;
   }
-  void add_sum(const Slot& source, const Slot& target, int owner) const {
-    add_floats(floats(source, owner), floats(target, owner));
+  Arrival receive_sum(int from, Channel channel, const Memory& slot, int owner) {
+    Arrival arrival{{}, recorder_.mark(), owner, sum_bytes(owner)};
+    arrival.transfers.push_back(engine_.communicator_.receive(
+        from, channel, {slot.get(), static_cast<std::size_t>(sum_bytes(owner))}, stream_));
+    return arrival;
+  }
+  Departure send_sum(int to, Channel channel, const Memory& slot, int owner) {
+    Departure departure;
+    departure.push_back(
+        engine_.communicator_.send(to, channel, {slot.get(), static_cast<std::size_t>(sum_bytes(owner))}, stream_));
+    return departure;
   }
 
-  Arrival receive(int from, Channel channel, const Slot& slot, std::int64_t bytes, int owner) {
-    const double begin = recorder_.now();
-    return {engine_.communicator_.receive(from, channel, {slot.memory.get(), static_cast<std::size_t>(bytes)}, stream_),
-            {TimelineEvent::Kind::transfer, index_, owner, begin, begin, bytes}};
-  }
-  Transfer send(int to, Channel channel, const Slot& slot, std::int64_t bytes) {
-    return engine_.communicator_.send(to, channel, {slot.memory.get(), static_cast<std::size_t>(bytes)}, stream_);
-  }
-  void await(Transfer& transfer, int owner) {
-    if (transfer.valid()) {
-      const double begin = recorder_.now();
+  void await(Departure& departure, int owner) {
+    if (departure.empty()) {
+      return;
+    }
+    const Mark begin = recorder_.mark();
+    for (Transfer& transfer : departure) {
       transfer.wait(stream_);
-      recorder_.waited(index_, owner, begin);
-      transfer = {};
     }
+    recorder_.waited(index_, owner, begin);
+    departure.clear();
   }
   void await(Arrival& arrival) {
-    if (arrival.transfer.valid()) {
-      const double begin = recorder_.now();
-      arrival.transfer.wait(stream_);
-      recorder_.waited(index_, arrival.event.owner, begin);
-      arrival.event.end = std::max(arrival.event.begin, recorder_.seconds_at(arrival.transfer.finished_at()));
-      recorder_.received(arrival.event);
-      arrival.transfer = {};
+    if (!arrival.there()) {
+      return;
     }
+    const Mark begin = recorder_.mark();
+    for (Transfer& transfer : arrival.transfers) {
+      transfer.wait(stream_);
+    }
+    recorder_.waited(index_, arrival.owner, begin);
+    // Its messages follow each other: the first begins and the last ends what is recorded.
+    recorder_.received(index_, arrival.owner, arrival.bytes, arrival.posted, std::move(arrival.transfers));
+    arrival.transfers.clear();
   }
 
   RingEngine& engine_;
-  const Compute& compute_;
+  RingWork& work_;
+  std::span<const std::span<const std::byte>> own_;
+  Recorder& recorder_;
   void* stream_;
-  Recorder recorder_;
   int index_ = 0;
   Arrival arriving_node_block_;
   Arrival arriving_collected_;
-  Transfer sent_node_block_;
-  Transfer sent_collected_;
-  std::array<Transfer, 2> sent_sums_;
+  Departure sent_node_block_;
+  Departure sent_collected_;
+  std::array<Departure, 2> sent_sums_;
 };
 
 RingEngine::RingEngine(Route route, MessageBytes bytes, Communicator& communicator)
     : route_(std::move(route)), bytes_(std::move(bytes)), communicator_(communicator) {
-  const std::int64_t block = largest(bytes_.block);
-  const std::int64_t sum = largest(bytes_.sum);
+  std::int64_t block = 0;
+  std::int64_t sum = 0;
+  for (int owner = 0; owner < route_.topology.ranks(); ++owner) {
+    block = std::max(block, bytes_.of_block(owner));
+    sum = bytes_.sum.empty() ? 0 : std::max(sum, bytes_.sum[static_cast<std::size_t>(owner)]);
+  }
   const bool rings = route_.topology.locals > 1;
   const bool nodes = route_.topology.nodes > 1;
   sums_ = !bytes_.sum.empty();
@@ -269,31 +272,27 @@ RingEngine::RingEngine(Route route, MessageBytes bytes, Communicator& communicat
   node_blocks_ = {allocate(block, nodes), allocate(block, nodes)};
   travelling_sums_ = {allocate(sum, sums_ && rings), allocate(sum, sums_ && rings)};
   arriving_sum_ = allocate(sum, sums_ && rings);
-  home_sum_ = allocate(sum, sums_);
   collected_sum_ = allocate(sum, sums_ && nodes);
   arriving_collected_ = allocate(sum, sums_ && nodes);
 }
 
-RingEngine::Slot RingEngine::allocate(std::int64_t bytes, bool wanted) {
+RingEngine::Memory RingEngine::allocate(std::int64_t bytes, bool wanted) {
   if (!wanted) {
     return {};
   }
   memory_bytes_ += bytes;
-  return {communicator_.allocate(bytes), bytes};
+  return communicator_.allocate(bytes);
 }
 
-std::span<std::byte> RingEngine::own_block() {
-  const Slot& slot = route_.topology.nodes > 1 ? node_blocks_[0] : inner_blocks_[0];
-  return {slot.memory.get(), static_cast<std::size_t>(bytes_.block[static_cast<std::size_t>(route_.rank)])};
+std::byte* RingEngine::own_block() const {
+  return (route_.topology.nodes > 1 ? node_blocks_[0] : inner_blocks_[0]).get();
 }
 
-std::span<float> RingEngine::own_sum() {
-  return {reinterpret_cast<float*>(home_sum_.memory.get()),
-          static_cast<std::size_t>(bytes_.sum[static_cast<std::size_t>(route_.rank)]) / sizeof(float)};
-}
-
-RunReport RingEngine::run(const Compute& compute, bool record_timeline, void* stream) {
-  return Pass(*this, compute, record_timeline, stream).run();
+void RingEngine::run(RingWork& work, std::span<const std::span<const std::byte>> own, Recorder& recorder,
+                     void* stream) {
+  recorder.begin_steps();
+  Pass(*this, work, own, recorder, stream).run();
+  recorder.end_steps();
 }
 
 }  // namespace tessera::internal

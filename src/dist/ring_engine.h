@@ -2,62 +2,76 @@
 #pragma once
 
 #include <array>
-#include <functional>
 #include <span>
 #include <vector>
 
+#include "dist/recorder.h"
 #include "dist/route.h"
 #include "tessera/communicator.h"
 #include "tessera/distributed.h"
 
 namespace tessera::internal {
 
-// Bytes of the messages about each rank's block. Sums are float32 values; none in a forward pass.
+// Bytes of the messages about each rank's block. Sums are float32 values; none in a forward pass. On a device each tensor of a
+// block is a message of its own, so that the owner's need not lie together.
 struct MessageBytes {
-  std::vector<std::int64_t> block;
+  std::vector<std::vector<std::int64_t>> block;  // of each owner: of its messages, which lie together elsewhere
   std::vector<std::int64_t> sum;
+
+  std::int64_t of_block(int owner) const;
+};
+
+// What a rank does with the blocks that come along.
+class RingWork {
+ public:
+  RingWork() = default;
+  RingWork(const RingWork&) = delete;
+  RingWork& operator=(const RingWork&) = delete;
+  virtual ~RingWork() = default;
+
+  // Works on the block of a step, or on this rank's own: then both are null. Gradients of the block are for `sum`.
+  virtual void compute(int step, std::byte* block, std::byte* sum) = 0;
+  // Writes to `sum` the gradients of a travelling block: those of this step, if it computed, and, unless null, those that have
+  // `arrived`.
+  virtual void gather(int step, std::byte* sum, std::byte* arrived) = 0;
+  // A share of the own block's gradients. `stays`: until the run ends.
+  virtual void add_to_own(std::byte* arrived, bool stays) = 0;
+  // What is left to do with the own block while the last gradients are on their way.
+  virtual void finish_own() = 0;
 };
 
 // Two buffers for each kind of message: the one that is computed on or sent, and the one that arrives.
 class RingEngine {
  public:
-  // compute(step, block, sum): works on a block and adds its gradients to `sum`, which is empty in a forward pass.
-  using Compute = std::function<void(int step, std::span<const std::byte> block, std::span<float> sum)>;
-
   RingEngine(Route route, MessageBytes bytes, Communicator& communicator);
   RingEngine(const RingEngine&) = delete;
   RingEngine& operator=(const RingEngine&) = delete;
 
   const Route& route() const { return route_; }
   std::int64_t memory_bytes() const { return memory_bytes_; }
-  // This rank's own block: to be filled before run().
-  std::span<std::byte> own_block();
-  // After run(): the gradients of this rank's own block, over all ranks.
-  std::span<float> own_sum();
+  // Where this rank's own block can be put together.
+  std::byte* own_block() const;
 
-  RunReport run(const Compute& compute, bool record_timeline, void* stream);
+  // `own`: the messages of this rank's own block.
+  void run(RingWork& work, std::span<const std::span<const std::byte>> own, Recorder& recorder, void* stream);
 
  private:
-  struct Slot {
-    Communicator::Memory memory;
-    std::int64_t bytes = 0;
-  };
+  using Memory = Communicator::Memory;
   class Pass;
 
-  Slot allocate(std::int64_t bytes, bool wanted);
+  Memory allocate(std::int64_t bytes, bool wanted);
 
   Route route_;
   MessageBytes bytes_;
   Communicator& communicator_;
   std::int64_t memory_bytes_ = 0;
   bool sums_ = false;
-  std::array<Slot, 2> inner_blocks_;
-  std::array<Slot, 2> node_blocks_;  // with several nodes: what inner step 0 works on
-  std::array<Slot, 2> travelling_sums_;
-  Slot arriving_sum_;
-  Slot home_sum_;
-  Slot collected_sum_;  // with several nodes: what this node adds to another one's block
-  Slot arriving_collected_;
+  std::array<Memory, 2> inner_blocks_;
+  std::array<Memory, 2> node_blocks_;  // with several nodes: what inner step 0 works on
+  std::array<Memory, 2> travelling_sums_;
+  Memory arriving_sum_;
+  Memory collected_sum_;  // with several nodes: what this node adds to another one's block
+  Memory arriving_collected_;
 };
 
 }  // namespace tessera::internal

@@ -232,6 +232,11 @@ void require_distributable(const Problem& whole) {
         "cu_seqlens_q: a ragged problem is not spread over ranks; accepted: the same sequences packed into one, "
         "with Mask::segments");
   }
+  if (whole.lengths_in_tensors || whole.paged()) {
+    throw Error(ErrorCode::unsupported,
+                std::string(whole.paged() ? "page_size" : "lengths_in_tensors") +
+                    ": a cache of keys is not spread over ranks; accepted: key_lengths, without pages");
+  }
   if (whole.mask.has_blocks()) {
     throw Error(ErrorCode::unsupported,
                 "mask: a block mask is not spread over ranks; accepted: bands, segments and their intersections");

@@ -1,11 +1,13 @@
 #include "dist/tensor_ops.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "core/half.h"
+#include "cuda/blocks.h"
 
 namespace tessera::internal {
 
@@ -45,9 +47,9 @@ std::int64_t last_stride(const ConstTensorView& view) { return view.strides[stat
 const float* floats(const ConstTensorView& view) { return static_cast<const float*>(view.data); }
 float* floats(const TensorView& view) { return static_cast<float*>(view.data); }
 
-}  // namespace
+bool on_device(const ConstTensorView& view) { return view.device.kind == DeviceKind::cuda; }
 
-void convert(const ConstTensorView& source, const TensorView& target) {
+void convert_on_cpu(const ConstTensorView& source, const TensorView& target) {
   const Walk walk(target);
   const std::int64_t length = walk.row_length();
   const std::int64_t from_step = last_stride(source);
@@ -68,32 +70,92 @@ void convert(const ConstTensorView& source, const TensorView& target) {
   });
 }
 
-void add(const ConstTensorView& source, const TensorView& target) {
+void add_on_cpu(const ConstTensorView& source, const TensorView& target) {
   const Walk walk(target);
   const std::int64_t length = walk.row_length();
   const std::int64_t from_step = last_stride(source);
   const std::int64_t to_step = last_stride(target);
+  const bool both_floats = source.dtype == DType::float32 && target.dtype == DType::float32;
   walk.rows(source, target, [&](std::int64_t from, std::int64_t to) {
-    const float* in = floats(source) + from;
-    float* out = floats(target) + to;
+    if (both_floats) {
+      const float* in = floats(source) + from;
+      float* out = floats(target) + to;
+      for (std::int64_t n = 0; n < length; ++n) {
+        out[n * to_step] += in[n * from_step];
+      }
+      return;
+    }
     for (std::int64_t n = 0; n < length; ++n) {
-      out[n * to_step] += in[n * from_step];
+      const std::int64_t at = to + n * to_step;
+      store_element(
+          target.data, target.dtype, at,
+          load_element(target.data, target.dtype, at) + load_element(source.data, source.dtype, from + n * from_step));
     }
   });
 }
 
-void fill(const TensorView& target, float value) {
+// O of [batch, tokens, heads, dim] or [total, heads, dim] alone, with its LSE.
+void copy_partial(const ConstPartial& source, const Partial& target) {
+  convert_on_cpu(source.out, target.out);
+  convert_on_cpu(source.lse, target.lse);
+}
+
+}  // namespace
+
+void sum(std::span<const ConstTensorView> terms, const TensorView& target, void* stream) {
+  if (on_device(target)) {
+    device_sum(terms, 0, target, stream);
+    return;
+  }
+  // Terms before the target would be lost, were it not first: addition does not mind the order of two.
+  const auto own =
+      std::find_if(terms.begin(), terms.end(), [&](const ConstTensorView& term) { return term.data == target.data; });
+  const auto first = own == terms.end() ? terms.begin() : own;
+  if (first->data != target.data) {
+    convert_on_cpu(*first, target);
+  }
+  for (auto term = terms.begin(); term != terms.end(); ++term) {
+    if (term != first) {
+      add_on_cpu(*term, target);
+    }
+  }
+}
+
+void merge_all(std::span<const ConstPartial> terms, const Partial& result, int threads, void* stream) {
+  if (on_device(result.out)) {
+    device_merge(terms, result, stream);
+    return;
+  }
+  ConstPartial before = terms.front();
+  for (const ConstPartial& term : terms.subspan(1)) {
+    merge(before, term, result, threads);
+    before = {result.out, result.lse};
+  }
+  if (terms.size() == 1 && before.out.data != result.out.data) {
+    copy_partial(before, result);
+  }
+}
+
+void fill(const TensorView& target, float value, void* stream) {
+  if (on_device(target)) {
+    device_sum({}, value, target, stream);
+    return;
+  }
   const Walk walk(target);
   const std::int64_t step = last_stride(target);
   walk.rows(target, target, [&](std::int64_t row, std::int64_t /*same*/) {
     for (std::int64_t n = 0; n < walk.row_length(); ++n) {
-      floats(target)[row + n * step] = value;
+      store_element(target.data, target.dtype, row + n * step, value);
     }
   });
 }
 
 void negative_delta(const ConstTensorView& dout, const ConstTensorView& out, const ConstTensorView& dlse,
-                    const TensorView& target) {
+                    const TensorView& target, void* stream) {
+  if (on_device(target)) {
+    device_negative_delta(dout, out, dlse, target, stream);
+    return;
+  }
   const std::int64_t dim = dout.shape[3];
   for (std::int64_t b = 0; b < dout.shape[0]; ++b) {
     for (std::int64_t i = 0; i < dout.shape[1]; ++i) {
@@ -115,7 +177,12 @@ void negative_delta(const ConstTensorView& dout, const ConstTensorView& out, con
   }
 }
 
-void add_per_head(const TensorView& lines, const ConstTensorView& slopes, std::int64_t first_sequence, float factor) {
+void add_per_head(const TensorView& lines, const ConstTensorView& slopes, std::int64_t first_sequence, float factor,
+                  void* stream) {
+  if (on_device(lines)) {
+    device_add_per_head(lines, slopes, first_sequence, factor, stream);
+    return;
+  }
   for (std::int64_t b = 0; b < lines.shape[0]; ++b) {
     for (std::int64_t h = 0; h < lines.shape[1]; ++h) {
       const std::int64_t at =
@@ -130,7 +197,11 @@ void add_per_head(const TensorView& lines, const ConstTensorView& slopes, std::i
 }
 
 void sink_gradient(const ConstTensorView& sinks, const ConstTensorView& lse, const ConstTensorView& minus_delta,
-                   const TensorView& dsinks) {
+                   const TensorView& dsinks, void* stream) {
+  if (on_device(dsinks)) {
+    device_sink_gradient(sinks, lse, minus_delta, dsinks, stream);
+    return;
+  }
   for (std::int64_t h = 0; h < lse.shape[1]; ++h) {
     const double sink = floats(sinks)[h * sinks.strides[0]];
     double gradient = 0;

@@ -80,6 +80,12 @@ std::string Problem::describe() const {
   if (!key_lengths.empty()) {
     add("key_lengths " + list(key_lengths));
   }
+  if (lengths_in_tensors) {
+    add("lengths in tensors");
+  }
+  if (paged()) {
+    add("pages of " + std::to_string(page_size));
+  }
   if (const std::string described = mask.describe(); described != "none") {
     add("mask " + described);
   }

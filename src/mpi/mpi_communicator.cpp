@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/fail.h"
+#include "dist/blame.h"
 #include "tessera/mpi.h"
 
 #define OMPI_SKIP_MPICXX 1
@@ -107,11 +108,7 @@ struct Operation {
   Clock::time_point finished;
 };
 
-struct Peer {
-  Clock::time_point heard;
-  int waiting_for = -1;
-  bool left = false;
-};
+using Peer = internal::PeerSigns;
 
 // The thread that talks to MPI, and what it shares with the caller under one mutex.
 class Progress {
@@ -184,6 +181,11 @@ class Progress {
     fail(failure);
   }
 
+  std::optional<std::string> failure() {
+    const std::lock_guard lock(mutex_);
+    return failure_.empty() ? std::nullopt : std::optional(failure_);
+  }
+
  private:
   struct SentControl {
     Control control;
@@ -215,15 +217,7 @@ class Progress {
   // Along those that wait for each other, to the first one that is not heard of or waits for nobody.
   int culprit() const {
     const auto silent_since = Clock::now() - std::max<Clock::duration>(timeout_ / 2, 4 * interval());
-    int at = waiting_for_;
-    for (int hops = 0; hops < size_; ++hops) {
-      const Peer& peer = peers_[static_cast<std::size_t>(at)];
-      if (peer.heard < silent_since || peer.waiting_for < 0 || peer.waiting_for == rank_) {
-        break;
-      }
-      at = peer.waiting_for;
-    }
-    return at;
+    return internal::culprit(peers_, rank_, waiting_for_, silent_since);
   }
 
   void loop() {
@@ -471,6 +465,7 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string name() const override { return "mpi"; }
+  std::optional<std::string> failure() const override { return progress_->failure(); }
 
  protected:
   void spread(const std::string& failure) noexcept override { progress_->spread(failure); }

@@ -37,6 +37,16 @@ std::string percent(double share) {
   return text.str();
 }
 
+// Inputs and outputs, each once: Q, the keys in use, and O.
+double linear_bytes(const Problem& problem) {
+  const auto element = static_cast<double>(dtype_bytes(problem.dtype));
+  double rows = static_cast<double>(problem.total_q() * problem.heads_q);
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    rows += static_cast<double>(problem.sequence(b).keys * problem.heads_kv);
+  }
+  return element * rows * static_cast<double>(problem.dim_qk + problem.dim_v);
+}
+
 // Bytes moved between memory and a fast memory of M bytes, in the model of Dao et al. 2022: Theorem 2 states
 // Theta(N d + N^2) accesses for standard attention and Theta(N^2 d^2 / M) for FlashAttention. Constants are those of the
 // algorithms as written there (Algorithms 0 and 1; 3 and 4 for the backward pass).
@@ -136,11 +146,22 @@ double whole_waves(const PlanFacts& facts) {
 
 // On a GPU: the visited tiles, in whole waves, at the share of the matrix rate that long dense sequences of head dim 128
 // reach.
-void write_gpu_prediction(std::ostream& out, const PlanFacts& facts, Pass pass, double flops_per_second) {
-  const double expected = pass == Pass::forward ? 0.85 : 0.7;
+void write_gpu_prediction(std::ostream& out, const internal::Explained& plan, const MachineRates& rates) {
+  const PlanFacts& facts = plan.facts;
+  const double flops_per_second = rates.flops_per_second;
+  const double expected = plan.pass == Pass::forward ? 0.85 : 0.7;
   const double waves = whole_waves(facts);
   const double seconds = facts.flops / (flops_per_second * expected) * waves;
   const double share = seconds > 0 ? facts.flops_of_pairs / seconds / flops_per_second : 0;
+  const double bytes = linear_bytes(plan.problem) * (plan.pass == Pass::forward ? 1 : 2);
+  constexpr double kExpectedOfCopy = 0.9;
+  const double reading = rates.bytes_per_second > 0 ? bytes / (rates.bytes_per_second * kExpectedOfCopy) : 0;
+  if (reading > seconds) {
+    out << "predicted  " << time_text(reading) << ", bound by memory: " << bytes_text(bytes)
+        << " of inputs and outputs at " << percent(kExpectedOfCopy) << " of the measured copy rate, "
+        << bytes_text(rates.bytes_per_second) << "/s\n";
+    return;
+  }
   out << "predicted  " << time_text(seconds) << ", " << percent(share) << " of the measured matrix rate, "
       << flops_text(flops_per_second) << "/s: visited tiles at " << percent(expected) << ", times " << decimal(waves)
       << " for whole waves\n";
@@ -170,7 +191,7 @@ std::string explain(const Explained& plan, const std::optional<MachineRates>& ra
       << bytes_text(static_cast<double>(cache)) << ")\n";
   if (rates && rates->flops_per_second > 0) {
     if (plan.device.kind == DeviceKind::cuda) {
-      write_gpu_prediction(out, facts, plan.pass, rates->flops_per_second);
+      write_gpu_prediction(out, plan, *rates);
     } else {
       write_cpu_prediction(out, facts, rates->flops_per_second);
     }

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/fail.h"
+#include "plan/validate.h"
 #include "tessera/problem.h"
 
 namespace tessera {
@@ -22,6 +23,9 @@ void require_at_least(std::string_view name, std::int64_t value, std::int64_t le
 }
 
 void validate_dtypes(const Problem& problem) {
+  if (problem.dtype == DType::int32) {
+    fail_argument("dtype", dtype_name(problem.dtype), "float32, bfloat16, float16, float64");
+  }
   if (problem.dtype == DType::float64 && problem.output_dtype.value_or(DType::float64) != DType::float64) {
     fail_argument("output_dtype", dtype_name(*problem.output_dtype), "float64 when dtype is float64");
   }
@@ -102,6 +106,25 @@ void validate_ragged(const Problem& problem) {
       fail_argument("key_lengths[" + std::to_string(b) + "]", problem.key_lengths[b],
                     "0 to " + std::to_string(longest));
     }
+  }
+}
+
+void validate_cache(const Problem& problem) {
+  const auto refuse_beside = [&](std::string_view field, std::string_view value, std::string_view without) {
+    if (problem.ragged()) {
+      fail_argument(field, std::string(value) + " with cu_seqlens_q", std::string(without) + ", or the batch layout");
+    }
+  };
+  if (problem.lengths_in_tensors) {
+    refuse_beside("lengths_in_tensors", "true", "false");
+    if (!problem.key_lengths.empty()) {
+      fail_argument("key_lengths", std::to_string(problem.key_lengths.size()) + " numbers",
+                    "none, since lengths_in_tensors is true");
+    }
+  }
+  if (problem.paged()) {
+    internal::check_page_size("page_size", problem.page_size);
+    refuse_beside("page_size", std::to_string(problem.page_size), "0");
   }
 }
 
@@ -206,6 +229,7 @@ void validate(const Problem& problem) {
   validate_dtypes(problem);
   validate_extents(problem);
   validate_ragged(problem);
+  validate_cache(problem);
   validate_mask(problem);
   validate_score(problem);
   validate_dropout(problem);

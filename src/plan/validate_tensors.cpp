@@ -74,6 +74,9 @@ void check_rows(std::string_view name, const ConstTensorView& view, const Proble
   const std::int64_t heads = query_side ? problem.heads_q : problem.heads_kv;
   if (problem.ragged()) {
     check_tensor(name, view, {query_side ? problem.total_q() : problem.total_k(), heads, dim}, expected);
+  } else if (problem.paged() && !query_side) {
+    // As many pages as there are; K and V have the same ones.
+    check_tensor(name, view, {view.rank == 4 ? view.shape[0] : 1, problem.page_size, heads, dim}, expected);
   } else {
     check_tensor(name, view, {problem.batch, query_side ? problem.seq_q : problem.seq_k, heads, dim}, expected);
   }
@@ -119,6 +122,22 @@ void check_score(const Problem& problem, const ScoreTensors& score, const Device
   }
 }
 
+void check_cache(const Problem& problem, const ForwardTensors& tensors, const Device& device) {
+  check_presence("key_lengths", problem.lengths_in_tensors, tensors.key_lengths, "lengths_in_tensors");
+  if (problem.lengths_in_tensors) {
+    check_tensor("key_lengths", tensors.key_lengths, {problem.batch}, {DType::int32, device, true});
+  }
+  check_presence("page_table", problem.paged(), tensors.page_table, "page_size");
+  if (!problem.paged()) {
+    return;
+  }
+  check_tensor("page_table", tensors.page_table, {problem.batch, problem.pages_per_sequence()},
+               {DType::int32, device, true});
+  if (tensors.v.shape[0] != tensors.k.shape[0]) {
+    fail_argument("v", tensors.v.describe(), "as many pages as k, " + std::to_string(tensors.k.shape[0]));
+  }
+}
+
 void check_dbias(const Problem& problem, const ConstTensorView& dbias, const Device& device) {
   if (dbias.absent()) {
     return;
@@ -155,6 +174,7 @@ void validate(const Problem& problem, const ForwardTensors& tensors, const Devic
     check_lse("lse", tensors.lse, problem, device, true);
   }
   check_score(problem, tensors.score, device);
+  check_cache(problem, tensors, device);
 }
 
 void validate(const Problem& problem, const BackwardTensors& tensors, const Device& device) {
@@ -183,6 +203,35 @@ void validate(const Problem& problem, const BackwardTensors& tensors, const Devi
   }
 }
 
+void validate(const AppendTensors& tensors) {
+  const auto& shape = tensors.k.shape;
+  for (const auto& [name, view] : {std::pair{"k", &tensors.k}, std::pair{"v", &tensors.v}}) {
+    if (view->rank != 4) {
+      fail_argument(name, view->describe(), "[batch, tokens, heads_kv, dim]");
+    }
+  }
+  if (tensors.k.dtype == DType::float64 || tensors.k.dtype == DType::int32) {
+    fail_argument("k dtype", dtype_name(tensors.k.dtype), "float32, bfloat16, float16");
+  }
+  const Expected input{tensors.k.dtype, tensors.k.device};
+  check_tensor("k", tensors.k, {shape[0], shape[1], shape[2], shape[3]}, input);
+  check_tensor("v", tensors.v, {shape[0], shape[1], shape[2], tensors.v.shape[3]}, input);
+  const bool paged = !tensors.page_table.absent();
+  const TensorView& cache = tensors.k_cache;
+  const std::int64_t rows = cache.rank == 4 ? cache.shape[1] : 0;
+  const std::int64_t sequences = paged && cache.rank == 4 ? cache.shape[0] : shape[0];
+  const Expected output{tensors.k.dtype, tensors.k.device, false, true};
+  check_tensor("k_cache", cache, {sequences, rows, shape[2], shape[3]}, output);
+  check_tensor("v_cache", tensors.v_cache, {sequences, rows, shape[2], tensors.v.shape[3]}, output);
+  const Expected integers{DType::int32, tensors.k.device, true};
+  check_tensor("key_lengths", tensors.key_lengths, {shape[0]}, integers);
+  if (paged) {
+    check_page_size("k_cache: page_size", rows);
+    const ConstTensorView& table = tensors.page_table;
+    check_tensor("page_table", table, {shape[0], table.rank == 2 ? table.shape[1] : 0}, integers);
+  }
+}
+
 void validate_merge(const ConstPartial& a, const ConstPartial& b, const Partial& result) {
   const auto check = [&a](const std::string& name, const ConstTensorView& out, const ConstTensorView& lse,
                           bool output) {
@@ -194,9 +243,6 @@ void validate_merge(const ConstPartial& a, const ConstPartial& b, const Partial&
     }
     const auto& s = a.out.shape;
     const Device device = a.out.device;
-    if (device.kind != DeviceKind::cpu) {
-      fail_argument(name + ".out device", device_text(device), "cpu");
-    }
     if (a.out.rank == 3) {
       check_tensor(name + ".out", out, {s[0], s[1], s[2]}, {out.dtype, device, false, output});
       check_tensor(name + ".lse", lse, {s[1], s[0]}, {DType::float32, device, true, output});

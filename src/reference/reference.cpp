@@ -62,6 +62,25 @@ Matrix load_rows(const ConstTensorView& view, const Problem& problem, std::int64
   return result;
 }
 
+// The keys of one sequence and head, which a page table may have spread over a pool.
+Matrix load_keys(const ConstTensorView& view, const ConstTensorView& page_table, const Problem& problem,
+                 std::int64_t batch, std::int64_t head, std::int64_t keys, std::int64_t dim) {
+  if (page_table.absent()) {
+    return load_rows(view, problem, batch, head, keys, dim, false);
+  }
+  Matrix result;
+  for (std::int64_t key = 0; key < keys; ++key) {
+    const std::int64_t page = static_cast<const std::int32_t*>(
+        page_table.data)[batch * page_table.strides[0] + key / problem.page_size * page_table.strides[1]];
+    const std::int64_t offset =
+        page * view.strides[0] + key % problem.page_size * view.strides[1] + head * view.strides[2];
+    for (std::int64_t column = 0; column < dim; ++column) {
+      result.push_back(load_element(view.data, view.dtype, offset + column));
+    }
+  }
+  return result;
+}
+
 void store_rows(const TensorView& view, const Problem& problem, std::int64_t batch, std::int64_t head,
                 std::int64_t rows, std::int64_t dim, bool query_side, const Matrix& values) {
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -207,8 +226,8 @@ void reference_forward(const Problem& problem, const ForwardTensors& tensors) {
     for (std::int64_t head = 0; head < problem.heads_q; ++head) {
       const std::int64_t head_kv = head / problem.group_size();
       const Matrix q = load_rows(tensors.q, problem, batch, head, span.queries, problem.dim_qk, true);
-      const Matrix k = load_rows(tensors.k, problem, batch, head_kv, span.keys, problem.dim_qk, false);
-      const Matrix v = load_rows(tensors.v, problem, batch, head_kv, span.keys, dim_v, false);
+      const Matrix k = load_keys(tensors.k, tensors.page_table, problem, batch, head_kv, span.keys, problem.dim_qk);
+      const Matrix v = load_keys(tensors.v, tensors.page_table, problem, batch, head_kv, span.keys, dim_v);
       Matrix out(static_cast<std::size_t>(span.queries * dim_v), 0.0);
       for (std::int64_t query = 0; query < span.queries; ++query) {
         const ScoreRow row = score_row(problem, tensors.score, span, batch, head, query, q, k);

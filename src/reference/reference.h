@@ -7,6 +7,7 @@
 
 namespace tessera::internal {
 
+// `problem` has key_lengths, not lengths_in_tensors.
 void reference_forward(const Problem& problem, const ForwardTensors& tensors);
 void reference_backward(const Problem& problem, const BackwardTensors& tensors);
 

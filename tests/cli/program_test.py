@@ -111,7 +111,7 @@ class BadFlags(ProgramTest):
             ("explain", "--isa", "mmx"): ["--isa", "'mmx'"],
             ("verify", "--device", "gpu"): ["--device", "'gpu'", "cpu, cuda, cuda:0"],
             ("verify", "--space", "h100"): ["--space", "'h100'", "all, sm90"],
-            ("verify", "--distributed", "ring", "--device", "cuda"): ["--device", "cuda:0", "cpu beside --distributed"],
+            ("verify", "--distributed", "ring", "--transport", "pigeon"): ["--transport", "'pigeon'", "nccl, host"],
             ("explain", "--impl", "magic"): ["--impl", "'magic'", "flash, reference, standard"],
             ("verify", "--heads", "6", "--kv-heads", "4"): ["--kv-heads", "4", "divisors"],
             ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
@@ -123,6 +123,7 @@ class BadFlags(ProgramTest):
             ("bench", "--densities", "0.5,1.5"): ["--densities", "'0.5,1.5'", "0 to 1"],
             ("bench", "--densities", "0.5", "--seqs", "64"): ["--seqs", "--densities"],
             ("bench", "--densities", "0.5", "--mask", "local:1"): ["--densities", "block mask"],
+            ("warm",): ["tessera warm", "--problems"],
             ("run",): ["tessera run", "IN"],
             ("run", "in.safetensors"): ["tessera run", "--out"],
             ("run", "a", "--out", "b", "--mask", "diagonal"): ["--mask", "'diagonal'", "causal"],
@@ -133,7 +134,7 @@ class BadFlags(ProgramTest):
 
     def test_help_and_version(self):
         self.assertRegex(self.succeeds("--version"), r"\Atessera \d+\.\d+\.\d+\n\Z")
-        for command in ("info", "bench", "verify", "run", "explain"):
+        for command in ("info", "bench", "verify", "run", "explain", "warm"):
             self.assertIn(command, self.succeeds("--help"))
             self.assertIn("tessera " + command, self.succeeds(command, "--help"))
 
@@ -385,6 +386,19 @@ class Devices(ProgramTest):
             result = json.loads(figures.read_text())["points"][0]["results"][0]
             self.assertGreater(result["share_of_matrix_rate"], 0)
             self.assertLess(result["error"]["value"], 0.02)
+
+    def test_warm(self):
+        path = self.folder / "problems.txt"
+        path.write_text("# a comment\n\n--seq 64 --dim 64 --mask causal\n  --seq 100 --dim 128 --heads 2\n")
+        if self.reason:
+            self.fails(1, [self.reason], "warm", "--problems", path)
+        else:
+            text = self.succeeds("warm", "--problems", path)
+            self.assertIn("sm90_forward_64", text)
+            self.assertIn("sm90_backward_128", text)
+        path.write_text("--seq 64\n--seq x\n")
+        self.fails(2, ["--problems", "problems.txt:2", "--seq"], "warm", "--problems", path)
+        self.fails(1, ["missing.txt"], "warm", "--problems", self.folder / "missing.txt")
 
     def test_impls_of_the_cpu_refuse(self):
         problem = ("verify", "--device", "cuda", "--impl", "flash")

@@ -65,16 +65,18 @@ TEST(RandomProblem, SpaceOfSm90) {
     ASSERT_EQ(problem.out_dtype(), problem.dtype);
     ASSERT_GT(problem.softmax_scale(), 0);
     ASSERT_FALSE(problem.alibi || problem.sinks || problem.bias_shape || problem.softcap != 0 ||
-                 problem.dropout.threshold() != 0 || problem.mask.has_segments() || problem.mask.has_blocks());
+                 problem.dropout.threshold() != 0);
+    ASSERT_TRUE(std::max(problem.dim_qk, problem.dim_v) <= 128 ||
+                !(problem.mask.has_segments() || problem.mask.has_blocks()));
     ASSERT_FALSE(tensors.specials);
     for (const std::string& feature : features_of(random)) ++drawn[feature];
   }
-  for (const char* feature :
-       {"bfloat16", "float16", "empty sequence", "length 1", "ragged", "key lengths", "grouped heads", "dim-v differs",
-        "causal", "window", "top-left", "diagonal", "masked rows", "scale", "dLSE", "strided"}) {
+  for (const char* feature : {"bfloat16", "float16", "empty sequence", "length 1", "ragged", "key lengths",
+                              "grouped heads", "dim-v differs", "causal", "window", "top-left", "diagonal",
+                              "masked rows", "scale", "dLSE", "strided", "segments", "blocks", "blocks by head"}) {
     EXPECT_GE(drawn[feature], 10) << feature;
   }
-  EXPECT_EQ(drawn.size(), 16U);
+  EXPECT_EQ(drawn.size(), 19U);
 }
 
 TEST(RandomProblem, TensorsOfSm90AreAligned) {

@@ -8,10 +8,11 @@ namespace tessera::test {
 
 class GpuRuns {
  public:
-  explicit GpuRuns(const Problem& problem, const cli::TensorOptions& options = {})
+  explicit GpuRuns(const Problem& problem, const cli::TensorOptions& options = {},
+                   const PlanOptions& plan = gpu_options())
       : host(problem, options),
-        forward(gpu_plan(problem, Pass::forward)),
-        backward(gpu_plan(problem, Pass::backward)),
+        forward(Plan::make(problem, Pass::forward, plan)),
+        backward(Plan::make(problem, Pass::backward, plan)),
         device(host, kGpu.index),
         stream(kGpu.index),
         forward_workspace(forward, kGpu),

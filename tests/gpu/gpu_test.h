@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -18,10 +19,12 @@ namespace tessera::test {
 
 inline constexpr Device kGpu{DeviceKind::cuda, 0};
 
-// Skips, with the reason, where there is no GPU.
+// Skips, with the reason, where there is no GPU. Kernels that the build lacks are not compiled, which takes a second each,
+// unless TESSERA_TEST_JIT is set: then every test has every kernel.
 class GpuTest : public testing::Test {
  protected:
   void SetUp() override {
+    if (std::getenv("TESSERA_TEST_JIT") == nullptr) ::setenv("TESSERA_JIT", "off", 1);
     if (const auto reason = gpu_missing()) GTEST_SKIP() << *reason;
   }
 };
@@ -29,6 +32,7 @@ class GpuTest : public testing::Test {
 inline PlanOptions gpu_options() {
   PlanOptions options;
   options.device = kGpu;
+  options.impl = "sm90";
   return options;
 }
 
@@ -37,16 +41,17 @@ inline Plan gpu_plan(const Problem& problem, Pass pass) { return Plan::make(prob
 // A build may leave kernels out. Then there is nothing to test, which is not a refusal of the Impl.
 inline bool kernel_missing(const std::string& refusal) { return refusal.find("no kernel") != std::string::npos; }
 
-// Why no plan can be made on the GPU; empty when one can.
-inline std::string gpu_refusal(const Problem& problem, Pass pass) {
+// Why no plan can be made with these options; empty when one can.
+inline std::string refusal(const Problem& problem, Pass pass, const PlanOptions& options) {
   try {
-    gpu_plan(problem, pass);
+    Plan::make(problem, pass, options);
     return "";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::unsupported) << error.what();
     return error.what();
   }
 }
+inline std::string gpu_refusal(const Problem& problem, Pass pass) { return refusal(problem, pass, gpu_options()); }
 
 // Whether this build lacks a kernel for either pass.
 inline bool lacks_kernel(const Problem& problem) {

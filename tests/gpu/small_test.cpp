@@ -23,6 +23,20 @@ TEST_P(SmallDims, Causal) { check(gpu_problem(201, 150, 2, GetParam(), Mask::cau
 TEST_P(SmallDims, Window) { check(gpu_problem(170, 300, 1, GetParam(), Mask::window(40, 7))); }
 TEST_P(SmallDims, AnyOrder) { check(gpu_problem(140, 270, 1, GetParam(), Mask::causal()), {}, false); }
 
+class SmallListed : public Small, public testing::WithParamInterface<std::int64_t> {};
+
+TEST_P(SmallListed, BlocksUnderACausalMask) {
+  const BlockGrid grid{290, 300, 128, 128};
+  const Mask mask = Mask::causal() & Mask::blocks(block_patterns::random(grid, 0.6, 2));
+  check(gpu_problem(290, 300, 1, GetParam(), mask));
+}
+TEST_P(SmallListed, AnyOrder) {
+  const BlockGrid grid{290, 300, 64, 64};
+  check(gpu_problem(290, 300, 1, GetParam(), Mask::blocks(block_patterns::random(grid, 0.4, 2))), {}, false);
+}
+
+INSTANTIATE_TEST_SUITE_P(Small, SmallListed, testing::Values(64, 96, 128), testing::PrintToStringParamName());
+
 INSTANTIATE_TEST_SUITE_P(Small, SmallDims, testing::Values(64, 96, 128, 192, 256), testing::PrintToStringParamName());
 
 TEST_F(Small, Float16) {

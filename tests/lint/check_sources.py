@@ -20,7 +20,7 @@ ORDER = (
     {"reference", "plan"},
     {"cpu", "cuda"},
     {"dist"},
-    {"api", "mpi"},
+    {"api", "mpi", "nccl", "tcp"},
     {"python", "cli", "bench", "examples"},
     {"tests"},
 )

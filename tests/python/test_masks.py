@@ -154,6 +154,17 @@ def test_block_masks_are_values() -> None:
     assert repr(blocks).startswith("blocks 16x32")
 
 
+def test_a_block_mask_from_whole_blocks() -> None:
+    kept = RNG.random((2, 1, 3, 2)) > 0.4
+    pairs = kept.repeat(16, axis=2).repeat(32, axis=3)[:, :, :40, :50]
+    blocks = tessera.BlockMask.from_blocks(kept, 40, 50, block_q=16, block_k=32)
+    assert blocks == tessera.BlockMask.from_boolean(np.ascontiguousarray(pairs), block_q=16, block_k=32)
+    with pytest.raises(ValueError, match=r"mask: bool\[2, 1, 3, 2\]; accepted: bool\[2 or 1, 1 or 1, 4 or 1, 2 or 1\]"):
+        tessera.BlockMask.from_blocks(kept, 50, 50, block_q=16, block_k=32)
+    with pytest.raises(ValueError, match="block_q"):
+        tessera.BlockMask.from_blocks(kept, 40, 50, block_q=0)
+
+
 def test_a_block_mask_beside_a_boolean_one() -> None:
     blocks = tessera.BlockMask.from_boolean(MIXED)
     for mask in (OTHERS["checkerboard"], BANDS["causal"], BANDS["causal and left padding"]):

@@ -8,7 +8,7 @@
 
 namespace tessera::test {
 
-// Both passes of the problem on each target, every output within its bound of the double-precision oracle.
+// Both passes of the problem on each target (the forward pass alone where the first target has no other), every output within its bound of the double-precision oracle.
 void expect_conforms(const Problem& problem, const cli::TensorOptions& tensors, const std::vector<Target>& targets,
                      bool deterministic = true);
 

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <string_view>
+
 #include "cuda/device.h"
 #include "tessera/error.h"
 
@@ -9,7 +13,19 @@ namespace tessera::test {
 
 namespace {
 
-constexpr const char* kGpuImpl = "sm90";
+// The Impls of GPUs and the compute capabilities that they run on: from the first on, or that one alone.
+struct GpuImpl {
+  std::string_view name;
+  int capability;
+  bool later;
+};
+constexpr std::array kGpuImpls{GpuImpl{"sm90", 90, false}, GpuImpl{"sm80", 80, true}, GpuImpl{"decode", 80, true}};
+
+const GpuImpl* find_gpu_impl(std::string_view name) {
+  const auto* const found =
+      std::find_if(kGpuImpls.begin(), kGpuImpls.end(), [&](const GpuImpl& impl) { return impl.name == name; });
+  return found == kGpuImpls.end() ? nullptr : found;
+}
 
 }  // namespace
 
@@ -32,7 +48,7 @@ std::string Target::name() const {
 std::vector<std::string> cpu_impls() {
   std::vector<std::string> names;
   for (const ImplInfo& info : implementations()) {
-    if (info.available && info.name != kGpuImpl) {
+    if (info.available && find_gpu_impl(info.name) == nullptr) {
       names.push_back(info.name);
     }
   }
@@ -57,23 +73,26 @@ std::vector<Target> all_targets() {
   return targets;
 }
 
-std::vector<Target> gpu_targets() {
-  if (gpu_missing()) {
+std::vector<Target> gpu_targets(const std::string& impl) {
+  if (gpu_missing(impl)) {
     return {};
   }
-  return {{kGpuImpl, "", 1, {DeviceKind::cuda, 0}}};
+  return {{impl, "", 1, {DeviceKind::cuda, 0}}};
 }
 
-std::optional<std::string> gpu_missing() {
+std::optional<std::string> gpu_missing(const std::string& impl) {
   if (auto reason = internal::cuda_unavailable()) {
     return reason;
   }
   const CudaDeviceInfo& device = internal::cuda_device(0);
-  if (device.capability_major != 9 || device.capability_minor != 0) {
-    return device.name + " is not of compute capability 9.0";
+  const int capability = 10 * device.capability_major + device.capability_minor;
+  const GpuImpl& wanted = *find_gpu_impl(impl);
+  if (wanted.later ? capability < wanted.capability : capability != wanted.capability) {
+    return impl + " does not run on " + device.name + ", whose compute capability is " +
+           std::to_string(device.capability_major) + "." + std::to_string(device.capability_minor);
   }
   for (const ImplInfo& info : implementations()) {
-    if (info.name == kGpuImpl && !info.available) {
+    if (info.name == impl && !info.available) {
       return info.reason;
     }
   }

@@ -28,10 +28,10 @@ std::vector<Target> all_targets();
 // The last of these alone.
 std::vector<Target> flash_targets();
 
-// "sm90" on the first device, where gpu_missing() has nothing to say.
-std::vector<Target> gpu_targets();
-// Why no test can run on a GPU here.
-std::optional<std::string> gpu_missing();
+// A GPU's Impl on the first device, where gpu_missing() has nothing to say.
+std::vector<Target> gpu_targets(const std::string& impl = "sm90");
+// Why no test of this Impl can run here.
+std::optional<std::string> gpu_missing(const std::string& impl = "sm90");
 
 // A plan for `target`. Fails the test unless the Impl and the instruction set are those that were asked for.
 Plan make_plan(const Problem& problem, Pass pass, const Target& target);

@@ -71,7 +71,7 @@ TEST_F(DlpackTest, NullStridesMeanRowMajor) {
 }
 
 TEST_F(DlpackTest, RoundTripForEveryDtype) {
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float64}) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float64, DType::int32}) {
     const std::array<std::int64_t, 3> shape = {2, 3, 4};
     const std::array<std::int64_t, 3> strides = {4, 8, 1};
     TensorView view(data_.data(), dtype, shape, strides, Device{DeviceKind::cuda, 2});
@@ -89,7 +89,7 @@ TEST_F(DlpackTest, RoundTripForEveryDtype) {
 }
 
 TEST_F(DlpackTest, RefusesOtherDtypes) {
-  const std::array<DLDataType, 4> others = {{{0, 32, 1}, {2, 32, 4}, {4, 32, 1}, {2, 8, 1}}};
+  const std::array<DLDataType, 4> others = {{{0, 64, 1}, {2, 32, 4}, {4, 32, 1}, {2, 8, 1}}};
   for (const DLDataType dtype : others) {
     expect_invalid({"DLPack dtype", "accepted", "bfloat16"}, [&] { from_dlpack(make(dtype)); });
   }

@@ -60,6 +60,21 @@ TEST(ExplainOnAGpu, PredictsInWholeWaves) {
             std::string::npos);
 }
 
+// One query a head: K and V of 16 heads, 4096 keys and 2 x 128 columns of 2 bytes are 32 MiB.
+TEST(ExplainOnAGpu, PredictsByMemoryWhatIsBoundByIt) {
+  Problem decoding = problem();
+  decoding.seq_q = 1;
+  PlanFacts facts = gpu_facts();
+  facts.flops = facts.flops_of_pairs = 1e9;
+  const double rate = double{1 << 30} * 2000;
+  const std::string text =
+      internal::explain({decoding, Pass::forward, {DeviceKind::cuda, 0}, facts}, MachineRates{8e14, 227 * 1024, rate});
+  expect_line(
+      text,
+      "predicted  17.4 us, bound by memory: 32.0 MiB of inputs and outputs at 90.0 % of the measured copy rate, "
+      "1.95 TiB/s");
+}
+
 TEST(ExplainOnAGpu, NothingToDoTakesNoTime) {
   PlanFacts facts = gpu_facts();
   facts.flops = facts.flops_of_pairs = 0;

@@ -48,7 +48,7 @@ TEST(Implementations, EveryRowIsCompleteAndTheReferenceIsAvailable) {
   EXPECT_TRUE(reference);
   EXPECT_TRUE(names.contains("flash"));
   EXPECT_TRUE(names.contains("standard"));
-  EXPECT_EQ(implementations().front().name, "sm90") << "the fastest that accepts comes first";
+  EXPECT_EQ(implementations().front().name, "decode") << "the fastest that accepts comes first";
 }
 
 TEST(Plan, TakesFlashByDefault) {
@@ -74,6 +74,15 @@ TEST(Plan, UnknownImplIsRefusedWithTheKnownOnes) {
                  [] { Plan::make(plain_problem(), Pass::forward, with_impl("flesh")); });
 }
 
+TEST(Plan, TheEnvironmentChoosesAnImplThatTheCallerLeavesOpen) {
+  setenv("TESSERA_IMPL", "reference", 1);
+  EXPECT_EQ(Plan::make(plain_problem(), Pass::forward).facts().impl, "reference");
+  EXPECT_EQ(Plan::make(plain_problem(), Pass::forward, with_impl("flash")).facts().impl, "flash");
+  setenv("TESSERA_IMPL", "flesh", 1);
+  expect_invalid({"impl", "flesh"}, [] { Plan::make(plain_problem(), Pass::forward); });
+  unsetenv("TESSERA_IMPL");
+}
+
 TEST(Plan, UnknownIsaIsRefusedWithTheKnownOnes) {
   PlanOptions options;
   options.isa = "mmx";
@@ -86,14 +95,15 @@ TEST(Plan, NegativeThreadsAreRefused) {
   expect_invalid({"threads", "-1"}, [&] { Plan::make(plain_problem(), Pass::forward, options); });
 }
 
-// float32, which no GPU takes: where there is one, the dtype is the reason.
+// float64, which only the reference takes: where there is a GPU, the dtype is the reason.
 TEST(Plan, CudaDeviceIsUnsupportedAndEveryImplSaysWhy) {
   PlanOptions options;
   options.device = {DeviceKind::cuda, 0};
+  Problem problem = plain_problem();
+  problem.dtype = DType::float64;
   // A build without OpenBLAS refuses the standard Impl for that.
-  expect_error(ErrorCode::unsupported,
-               {"sm90: ", "flash: device: it runs on the CPU", "standard: ", "reference: device"},
-               [&] { Plan::make(plain_problem(), Pass::forward, options); });
+  expect_error(ErrorCode::unsupported, {"sm90: ", "sm80: ", "flash: ", "standard: ", "reference: device"},
+               [&] { Plan::make(problem, Pass::forward, options); });
   options.impl = "flash";
   expect_error(ErrorCode::unsupported, {"flash: device: it runs on the CPU"},
                [&] { Plan::make(plain_problem(), Pass::forward, options); });

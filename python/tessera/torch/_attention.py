@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._options import Options, with_mask_fields
 from .._tessera import BlockMask
-from . import _ops
+from . import _eager, _ops
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,6 +48,14 @@ def attention(
     Works in torch.compile(fullgraph=True), torch.func.grad and, without dropout or cu_seqlens, torch.func.vmap. There
     are no second derivatives. The same input errors as in tessera.forward, with the same messages.
     """
+    if not torch.compiler.is_compiling():
+        call = _eager.find(q, k, v, options)  # type: ignore[arg-type]
+        if call is not None:
+            if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+                out, lse = call.forward(q, k, v, return_lse)
+                return (out, lse) if lse is not None else out
+            if not return_lse:
+                return _eager.differentiable(q, k, v, call)
     given = with_mask_fields(options)
     if given.get("stream") is not None:
         raise ValueError(f"stream: {given['stream']}; accepted: None, inside torch.cuda.stream(...)")

@@ -5,8 +5,76 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import tessera
+
+from . import _ops
 from ._attention import attention
 from ._drop_in import refuse, shared_options
+
+_MOST_DIM = 256
+_DIM_MULTIPLE = 8
+
+
+@torch.library.custom_op("tessera::append_keys", mutates_args=("k_cache", "v_cache"))
+def append_keys(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, page_table: Tensor | None
+) -> None:
+    k, v = (_ops._readable(x) for x in (k, v))
+    tessera.append_keys(k, v, k_cache.detach(), v_cache.detach(), lengths, page_table)
+
+
+@append_keys.register_fake
+def _(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, page_table: Tensor | None) -> None: ...
+
+
+@torch.library.custom_op("tessera::attend_cache", mutates_args=())
+def attend_cache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    page_table: Tensor | None,
+    alibi_slopes: Tensor | None,
+    causal: bool,
+    window_left: int | None,
+    window_right: int | None,
+    scale: float | None,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention over a cache whose lengths are read on the device."""
+    window = None if window_left is None and window_right is None else (window_left, window_right)
+    return tessera.forward(
+        _ops._readable(q),
+        k_cache.detach(),
+        v_cache.detach(),
+        cache_lengths=lengths,
+        page_table=page_table,
+        alibi_slopes=None if alibi_slopes is None else alibi_slopes.detach(),
+        causal=causal,
+        window=window,
+        scale=scale,
+        softcap=softcap,
+    )
+
+
+@attend_cache.register_fake
+def _(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    page_table: Tensor | None,
+    alibi_slopes: Tensor | None,
+    causal: bool,
+    window_left: int | None,
+    window_right: int | None,
+    scale: float | None,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    batch, seq_q, heads, _dim = q.shape
+    return q.new_empty((batch, seq_q, heads, v_cache.shape[-1])), q.new_empty(
+        (batch, heads, seq_q), dtype=torch.float32
+    )
 
 
 @torch.no_grad()
@@ -44,16 +112,26 @@ def flash_attn_with_kvcache(
                       left out
     cache_batch_idx   [batch]: the row of the cache of each sequence (its rows are copied to be read)
     cache_leftpad     [batch]: where the keys of each sequence begin
+    block_table       int32 [batch, pages of a sequence]: the cache is paged, k_cache and v_cache [pages, page_size,
+                      heads_kv, dim] with page sizes that are powers of two from 16; without cache_batch_idx and
+                      cache_leftpad
 
-    A paged cache (block_table) raises NotImplementedError. num_splits is the implementation's business. For the other
-    arguments see flash_attn_func.
+    On a GPU, tensors of 16 bits and head dims that are multiples of 8 up to 256 are computed without waiting for
+    cache_seqlens: a CUDA graph of the call replays with new ones, and what has no room is left out instead of refused.
+    num_splits is the implementation's business. For the other arguments see flash_attn_func.
     """
-    if block_table is not None:
-        refuse("block_table", "given", "None")
+    for name, given in (("cache_batch_idx", cache_batch_idx), ("cache_leftpad", cache_leftpad)):
+        if block_table is not None and given is not None:
+            refuse(name, "given with block_table", "None")
+    if block_table is not None and block_table.ndim != 2:
+        raise ValueError(f"block_table: shape {[*block_table.shape]}; accepted: [batch, pages of a sequence]")
     batch = q.shape[0]
     device = q.device
     rows = torch.arange(batch, device=device) if cache_batch_idx is None else cache_batch_idx.long()
-    lengths = _cache_lengths(cache_seqlens, batch, k_cache)
+    capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+    lengths = _cache_lengths(cache_seqlens, batch, capacity, device)
+    plain_rows = cache_batch_idx is None and cache_leftpad is None
+    on_device = block_table is not None or (plain_rows and _read_on_device(q, v_cache))
     if (k is None) != (v is None):
         raise ValueError("k, v: one of them; accepted: both or none")
     if (rotary_cos is None) != (rotary_sin is None) or (rotary_cos is not None and k is None):
@@ -68,7 +146,28 @@ def flash_attn_with_kvcache(
             k = _rotated(k, begin + torch.arange(k.shape[1], device=device), *rotary)
             steps = torch.arange(q.shape[1], device=device)
             q = _rotated(q, begin + (steps if moves else torch.zeros_like(steps)), *rotary)
-        lengths = _append(k_cache, v_cache, k, v, rows, lengths)
+        _require_room(k, v, k_cache, v_cache, lengths, batch, capacity)
+        if on_device:
+            append_keys(k, v, k_cache, v_cache, lengths.int(), _int32(block_table))
+            lengths = lengths + k.shape[1]
+        else:
+            lengths = _append(k_cache, v_cache, k, v, rows, lengths)
+    if on_device:
+        left, right = (None if side == -1 else side for side in window_size)
+        out, lse = attend_cache(
+            q,
+            k_cache,
+            v_cache,
+            lengths.int(),
+            _int32(block_table),
+            alibi_slopes,
+            causal,
+            left,
+            right,
+            softmax_scale,
+            softcap,
+        )
+        return (out, lse) if return_softmax_lse else out
     keys, values = (k_cache, v_cache) if cache_batch_idx is None else (k_cache[rows], v_cache[rows])
     options = shared_options(softmax_scale, causal, window_size, softcap, alibi_slopes)
     options["key_lengths"] = lengths
@@ -81,7 +180,7 @@ def flash_attn_with_kvcache(
 
 def _rotated(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotary embedding (Su et al. 2021) of [batch, seq, heads, dim] at positions [batch, seq]."""
-    if bool((positions < 0).any()) or bool((positions >= cos.shape[0]).any()):
+    if not positions.is_cuda and (bool((positions < 0).any()) or bool((positions >= cos.shape[0]).any())):
         raise ValueError(f"rotary_cos: {cos.shape[0]} positions; accepted: {int(positions.max()) + 1} or more")
     c, s = (table[positions][:, :, None].float() for table in (cos, sin))
     turned, rest = x.float().split([2 * cos.shape[1], x.shape[-1] - 2 * cos.shape[1]], dim=-1)
@@ -91,20 +190,44 @@ def _rotated(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved
     return torch.cat((turned, rest), dim=-1).to(x.dtype)
 
 
-def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, k_cache: Tensor) -> Tensor:
+def _read_on_device(q: Tensor, v_cache: Tensor) -> bool:
+    """Whether the lengths can stay on the GPU."""
+    dims = (q.shape[-1], v_cache.shape[-1])
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and all(dim % _DIM_MULTIPLE == 0 and dim <= _MOST_DIM for dim in dims)
+    )
+
+
+def _int32(table: Tensor | None) -> Tensor | None:
+    return None if table is None else table.int()
+
+
+def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, capacity: int, device: torch.device) -> Tensor:
     if isinstance(cache_seqlens, Tensor):
         return cache_seqlens.long()
-    used = k_cache.shape[1] if cache_seqlens is None else cache_seqlens
-    return torch.full((batch,), used, device=k_cache.device)
+    return torch.full((batch,), capacity if cache_seqlens is None else cache_seqlens, device=device)
+
+
+def _require_room(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, batch: int, capacity: int
+) -> None:
+    """Of what the host knows: lengths on a GPU would have to be waited for."""
+    seq_new = k.shape[1]
+    for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
+        accepted = (batch, seq_new, *cache.shape[2:])
+        if new.shape != accepted:
+            raise ValueError(f"{name}: shape {[*new.shape]}; accepted: {[*accepted]}")
+    if not lengths.is_cuda and (bool((lengths < 0).any()) or bool((lengths + seq_new > capacity).any())):
+        raise ValueError(
+            f"cache_seqlens: {lengths.tolist()} with {seq_new} new keys; accepted: 0 to {capacity - seq_new}"
+        )
 
 
 def _append(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
-    """Writes the new keys and values behind `lengths`, or neither, and returns the new lengths."""
+    """Writes the new keys and values behind `lengths`, by an index of rows, and returns the new lengths."""
     seq_new, seq_cache = k.shape[1], k_cache.shape[1]
-    for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
-        accepted = (len(rows), seq_new, *cache.shape[2:])
-        if new.shape != accepted:
-            raise ValueError(f"{name}: shape {[*new.shape]}; accepted: {[*accepted]}")
     if bool((lengths < 0).any()) or bool((lengths + seq_new > seq_cache).any()):
         raise ValueError(
             f"cache_seqlens: {lengths.tolist()} with {seq_new} new keys; accepted: 0 to {seq_cache - seq_new}"

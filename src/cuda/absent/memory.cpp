@@ -1,15 +1,8 @@
 #include "cuda/memory.h"
 
-#include "cuda/device.h"
-#include "tessera/error.h"
+#include "cuda/absent/fail.h"
 
 namespace tessera::internal {
-
-namespace {
-
-[[noreturn]] void fail_without_cuda() { throw Error(ErrorCode::unsupported, *cuda_unavailable()); }
-
-}  // namespace
 
 DeviceMemory::DeviceMemory(int /*device*/, std::size_t /*bytes*/) { fail_without_cuda(); }
 DeviceMemory::DeviceMemory(DeviceMemory&& /*other*/) noexcept {}
@@ -28,5 +21,6 @@ void DeviceStream::replay() const { fail_without_cuda(); }
 
 std::int64_t device_free_bytes(int /*device*/) { fail_without_cuda(); }
 double measure_matrix_rate(int /*device*/) { fail_without_cuda(); }
+double measure_copy_rate(int /*device*/) { fail_without_cuda(); }
 
 }  // namespace tessera::internal

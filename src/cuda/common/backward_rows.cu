@@ -1,49 +1,11 @@
 // Before and after the backward kernel. Both are bound by memory: they read and write 16 bytes a thread.
 #include "cuda/common/backward_rows.h"
+#include "cuda/common/row_location.cuh"
 #include "cuda/tile/softmax.cuh"
-#include "cuda/tile/work.cuh"
 
 namespace tessera {
 
 namespace {
-
-// The token that a row of statistics belongs to; `inside` is false for the rows that fill up its last tile.
-struct Row {
-  int batch, head;
-  std::int64_t token;  // on the token axis
-  int query;           // in its sequence
-  bool inside;
-};
-
-// The sequence whose rows of statistics hold `rest`, counted in one head.
-TESSERA_DEVICE int locate_sequence(const Batch& batch, int rest) {
-  int low = 0;
-  int high = batch.count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (batch.sequences[middle].first_line <= rest) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
-TESSERA_DEVICE Row locate(const Batch& batch, std::int64_t row, int line_rows) {
-  const auto line = static_cast<int>(row / line_rows);
-  const auto rest = static_cast<int>(row % line_rows);
-  if (batch.sequences == nullptr) {
-    return {line / batch.heads_q, line % batch.heads_q, rest, rest, rest < batch.queries};
-  }
-  const tile::Sequence sequence = tile::sequence_of(batch, locate_sequence(batch, rest));
-  const int query = rest - sequence.first_line;
-  return {sequence.batch, line, static_cast<std::int64_t>(sequence.query_row) + query, query, query < sequence.queries};
-}
-
-TESSERA_DEVICE std::int64_t offset(const Strides& strides, const Row& row) {
-  return row.batch * strides.batch + row.token * strides.token + row.head * strides.head;
-}
 
 template <class Element>
 TESSERA_DEVICE float dot(const uint4& a, const uint4& b) {
@@ -109,6 +71,36 @@ TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
   params.delta[row_index] = row.inside ? sum : 0.0F;
 }
 
+// One block a head, whose terms are added in one order.
+TESSERA_DEVICE void sum_sinks(const BackwardSinks& params) {
+  constexpr float kLog2e = 1.44269504088896341F;
+  __shared__ float s_sums[8];
+  const int head = static_cast<int>(blockIdx.x);
+  const float sink = kLog2e * params.sinks[head * params.sinks_stride];
+  float sum = 0.0F;
+  for (int line = 0; line < params.lines; ++line) {
+    const std::int64_t first = (static_cast<std::int64_t>(line) * params.batch.heads_q + head) * params.line_rows;
+    for (int i = static_cast<int>(threadIdx.x); i < params.line_rows; i += 256) {
+      sum = fmaf(-ptx::exp2(sink - params.lse_log2[first + i]), params.delta[first + i], sum);
+    }
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, distance);
+  }
+  if (threadIdx.x % 32 == 0) {
+    s_sums[threadIdx.x / 32] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float total = 0.0F;
+    for (const float part : s_sums) {
+      total += part;
+    }
+    params.dsinks[head * params.dsinks_stride] = total;
+  }
+}
+
 // The queries of the sequence that owns a row of statistics.
 TESSERA_DEVICE tile::Sequence owner_of_row(const Batch& batch, std::int64_t row, int line_rows) {
   if (batch.sequences == nullptr) {
@@ -132,6 +124,15 @@ TESSERA_DEVICE bool sees_keys(const BackwardConvert& params, const tile::Sequenc
   }
 }
 
+// The same of the tile of queries that begins with a row of statistics, under a listed mask.
+TESSERA_DEVICE bool listed_sees_keys(const BackwardConvert& params, std::int64_t first_row, const Row& row) {
+  const bool alike = params.batch.sequences == nullptr;
+  const int sequence =
+      alike ? row.batch : locate_sequence(params.batch, static_cast<int>(first_row % params.line_rows));
+  const int line = listed_row(params.listed, params.listed.row_tiles, sequence, row.head, row.query / params.tile_q);
+  return params.listed.rows.begin[line + 1] > params.listed.rows.begin[line];
+}
+
 // dQ of a tile of queries: blocks of 64 x 64 from the order of registers to rows, times the scale, each by a warpgroup. Blocks
 // are side by side or, where a tile has 128 queries, below each other. A tile that no keys were added to is zero, whatever is
 // in memory.
@@ -140,7 +141,8 @@ TESSERA_DEVICE void convert_tile(const BackwardConvert& params, std::int64_t fir
   constexpr int kBlock = 64 * 64;
   const Row row = locate(params.batch, first_row, params.line_rows);
   const tile::Sequence sequence = owner_of_row(params.batch, first_row, params.line_rows);
-  const bool written = sees_keys(params, sequence, row.query);
+  const bool written = static_cast<MaskKind>(params.mask) == MaskKind::listed ? listed_sees_keys(params, first_row, row)
+                                                                              : sees_keys(params, sequence, row.query);
   const float factor[2] = {params.scale, params.scale};
   for (int block = static_cast<int>(threadIdx.x) / 128; block < params.tile_q * params.dq_columns / kBlock;
        block += 2) {
@@ -179,6 +181,11 @@ TESSERA_DEVICE void convert_tile(const BackwardConvert& params, std::int64_t fir
 TESSERA_BACKWARD_ROWS(8)
 TESSERA_BACKWARD_ROWS(16)
 TESSERA_BACKWARD_ROWS(32)
+
+extern "C" __global__ void __launch_bounds__(256)
+    backward_sinks(const __grid_constant__ tessera::BackwardSinks params) {
+  tessera::sum_sinks(params);
+}
 
 extern "C" __global__ void __launch_bounds__(256)
     backward_convert(const __grid_constant__ tessera::BackwardConvert params) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/tile/listed.h"
 #include "cuda/tile/work.h"
 
 namespace tessera {
@@ -23,6 +24,17 @@ struct BackwardRows {
   std::int32_t bfloat16;  // else float16
 };
 
+// The gradient of each query head's sink: -sum exp(sink - LSE) delta over its rows of statistics.
+struct BackwardSinks {
+  const float *lse_log2, *delta;
+  const float* sinks;
+  float* dsinks;
+  std::int64_t sinks_stride, dsinks_stride;
+  Batch batch;
+  std::int32_t lines;  // of one head
+  std::int32_t line_rows;
+};
+
 struct BackwardConvert {
   const float* dq_sum;
   void* dq;
@@ -36,6 +48,7 @@ struct BackwardConvert {
   std::int32_t dim_qk;
   float scale;
   std::int32_t bfloat16;
+  Listed listed;  // of listed masks: its rows' beginnings alone
 };
 
 }  // namespace tessera

@@ -21,6 +21,13 @@ TESSERA_DEVICE float exp2(float x) {
   return y;
 }
 
+// With a relative error of up to 2^-11.
+TESSERA_DEVICE float tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Two values rounded to 16 bits, the first in the low half.
 template <class Element>
 TESSERA_DEVICE std::uint32_t pack(float low, float high);

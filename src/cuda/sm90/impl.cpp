@@ -5,6 +5,7 @@
 #include "cuda/device.h"
 #include "cuda/driver.h"
 #include "cuda/embedded.h"
+#include "cuda/schedule.h"
 #include "cuda/sm90/executable.h"
 #include "cuda/sm90_impl.h"
 
@@ -54,26 +55,50 @@ std::optional<std::string> refuses_features(const Problem& problem) {
   if (problem.softmax_scale() <= 0) {
     return "scale: it takes positive ones";
   }
-  if (problem.softcap != 0) {
-    return "softcap: it has none";
+  return std::nullopt;
+}
+
+// Of the score program.
+std::optional<std::string> refuses_program(const Problem& problem, Pass pass) {
+  constexpr std::int64_t kMostProgramDim = 128;
+  constexpr std::int64_t kBlockKeys = 64;  // of a Philox block
+  const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostProgramDim;
+  const bool dropout = problem.dropout.threshold() != 0;
+  if (needs_lists(problem.mask)) {
+    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"},
+                                        {problem.alibi, "alibi"},
+                                        {problem.bias_shape.has_value(), "bias_shape"},
+                                        {problem.sinks, "sinks"},
+                                        {dropout, "dropout"}}) {
+      if (present) {
+        return std::string(name) + ": it takes none with segments or block masks";
+      }
+    }
   }
-  if (problem.alibi) {
-    return "alibi: it has none";
+  if (pass == Pass::backward && problem.bias_shape) {
+    return "bias_shape: its backward pass has no gradient of a bias";
   }
-  if (problem.bias_shape) {
-    return "bias_shape: it takes no bias";
+  if (pass == Pass::backward && wide) {
+    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"}, {problem.alibi, "alibi"}}) {
+      if (present) {
+        return std::string(name) + ": its backward pass takes it up to head dim 128";
+      }
+    }
   }
-  if (problem.sinks) {
-    return "sinks: it has none";
+  if (dropout && wide) {
+    return "dropout: it takes it up to head dim 128";
   }
-  if (problem.dropout.threshold() != 0) {
-    return "dropout: it has none";
+  if (dropout && (problem.dropout.key_stride != 1 || problem.dropout.key_start % kBlockKeys != 0)) {
+    return "dropout: it takes keys that follow each other from a multiple of 64 on";
   }
-  if (problem.mask.has_segments()) {
-    return "mask: it takes no segments";
+  if (problem.sinks && problem.total_k() == 0) {
+    return "sinks: it needs a key";
   }
-  if (problem.mask.has_blocks()) {
-    return "mask: it takes no block masks";
+  if (problem.lengths_in_tensors) {
+    return "lengths_in_tensors: it takes key_lengths";
+  }
+  if (problem.paged()) {
+    return "page_size: it takes no pages";
   }
   return std::nullopt;
 }
@@ -98,6 +123,9 @@ class Sm90Impl final : public Impl {
       return reason;
     }
     if (auto reason = refuses_features(problem)) {
+      return reason;
+    }
+    if (auto reason = refuses_program(problem, pass)) {
       return reason;
     }
     return pass == Pass::forward ? forward_missing(problem, options) : backward_missing(problem, options);

@@ -41,6 +41,7 @@ struct Strides {
   std::int64_t head;
 };
 
-enum class MaskKind : int { dense, causal, window };
+// listed: whatever a tile schedule holds, see listed.h.
+enum class MaskKind : int { dense, causal, window, listed };
 
 }  // namespace tessera

@@ -35,7 +35,7 @@ GPU = on_gpu(1, 4, 2, 8)
     [
         ((GPU, HOST, GPU), {}, "k device: cpu; accepted: cuda:0, where q is"),
         ((HOST, HOST, GPU), {}, "v device: cuda:0; accepted: cpu, where q is"),
-        ((GPU, GPU, on_gpu(1, 4, 2, 8, dtype=torch.int32)), {}, "v dtype: torch.int32; accepted: float32, float64"),
+        ((GPU, GPU, on_gpu(1, 4, 2, 8, dtype=torch.int16)), {}, "v dtype: torch.int16; accepted: float32, float64"),
         ((on_gpu(1, 1, 4, 2, 8), GPU, GPU), {}, "q rank: 5; accepted: 1 to 4"),
         ((on_gpu(4, 2, 8), GPU, GPU), {}, "q: bfloat16[4, 2, 8]"),
         ((GPU, on_gpu(1, 4, 3, 8), on_gpu(1, 4, 3, 8)), {}, "heads_kv: 3; accepted: divisors of heads_q, 2"),

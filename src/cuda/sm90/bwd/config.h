@@ -1,7 +1,9 @@
 // The tile configuration of the backward kernel: tiles, stages, registers and the plan of shared memory.
 #pragma once
 
+#include "cuda/sm90/bwd/listed.h"
 #include "cuda/tensor_map.h"
+#include "cuda/tile/program.h"
 #include "cuda/tile/work.h"
 
 namespace tessera::sm90 {
@@ -35,7 +37,7 @@ struct BackwardConfig {
   constexpr int barriers() const { return 4 + 4 * stages + 2 * kWarpgroups + 2 * kTileSlots; }
   constexpr int shared_bytes() const {
     return 2 * key_bytes() + 2 * stages * (query_bytes() + statistics_bytes()) + kWeightBuffers * weight_bytes() +
-           2 * dq_half_bytes() + 64 * kTileSlots + 8 * barriers();
+           2 * dq_half_bytes() + 64 * kTileSlots + 8 * barriers() + 8 * stages;
   }
 };
 
@@ -68,7 +70,10 @@ struct BackwardParams {
   BackwardOrder order;
   std::int32_t line_rows;  // rows of statistics of a (batch, head) pair, or of a head where sequences differ
   std::int32_t dim_qk, dim_v;
-  float scale, scale_log2;
+  float scale, scale_log2;  // the second of the tanh where there is a softcap
+  float score_scale;        // of the products in the tanh
+  ScoreParams score;
+  ListedBackward listed;  // of listed masks
 };
 
 }  // namespace tessera::sm90

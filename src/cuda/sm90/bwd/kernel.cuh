@@ -7,7 +7,7 @@
 
 namespace tessera::sm90 {
 
-template <BackwardConfig kConfig, MaskKind kMask, class Element>
+template <BackwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void backward(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
   const BackwardShared<kConfig> shared(s_raw);
@@ -20,21 +20,24 @@ TESSERA_DEVICE void backward(const BackwardParams& params) {
     ptx::lower_registers<BackwardConfig::kProducerRegisters>();
     const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
     if (threadIdx.x == 0) {
-      BackwardLoader<kConfig, kMask>(params, shared).run();
+      BackwardLoader<kConfig, kMask, kFeatures>(params, shared).run();
     } else if (warp == 1 || warp == 2) {
       DqWriter<kConfig, kMask>(params, shared, warp - 1).run();
     }
   } else {
     ptx::raise_registers<BackwardConfig::kConsumerRegisters>();
-    BackwardConsumer<kConfig, kMask, Element>(params, shared, warpgroup - 1).run();
+    BackwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1).run();
   }
 }
 
 }  // namespace tessera::sm90
 
-#define TESSERA_SM90_BACKWARD_INSTANCE(name, head_dim, tile_q, tile_k, stages, mask, element)                         \
+// `features` of ScoreFeature, or'ed.
+#define TESSERA_SM90_BACKWARD_PROGRAM(name, head_dim, tile_q, tile_k, stages, mask, element, features)                \
   extern "C" __global__ void __launch_bounds__(tessera::sm90::BackwardConfig::kThreads, 1)                            \
       name(const __grid_constant__ tessera::sm90::BackwardParams params) {                                            \
     tessera::sm90::backward<tessera::sm90::BackwardConfig{head_dim, tile_q, tile_k, stages}, tessera::MaskKind::mask, \
-                            tessera::ptx::element>(params);                                                           \
+                            tessera::ptx::element, features>(params);                                                 \
   }
+#define TESSERA_SM90_BACKWARD_INSTANCE(name, head_dim, tile_q, tile_k, stages, mask, element) \
+  TESSERA_SM90_BACKWARD_PROGRAM(name, head_dim, tile_q, tile_k, stages, mask, element, 0)

@@ -6,9 +6,14 @@
 #include "cuda/common/backward_rows.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
+#include "cuda/memory.h"
+#include "cuda/schedule.h"
+#include "cuda/score_params.h"
 #include "cuda/sm90/bwd/config.h"
-#include "cuda/sm90/bwd_wide/config.h"
-#include "cuda/sm90/executable.h"
+#include "cuda/sm90/bwd/listed_plan.h"
+#include "cuda/sm90/bwd/statistics.h"
+#include "cuda/sm90/bwd_wide/launch.h"
+#include "cuda/sm90/image.h"
 #include "cuda/tensors.h"
 #include "plan/workspace.h"
 
@@ -18,57 +23,35 @@ namespace {
 
 using sm90::BackwardConfig;
 using sm90::BackwardParams;
-using sm90::BackwardWideConfig;
 
-// What the launcher asks of a row of either table.
-struct BackwardKernel {
-  std::string_view family;  // the first part of the images' names
-  int head_dim, tile_q, tile_k, stages;
-  int dq_columns;
-  int shared_bytes;
-  int turns_of_tile;  // at dQ of a tile of queries
-};
-
-constexpr BackwardKernel describe(const BackwardConfig& config) {
-  return {"sm90_backward", config.head_dim,     config.tile_q,         config.tile_k,
-          config.stages,   config.dq_columns(), config.shared_bytes(), 1};
-}
-
-constexpr BackwardKernel describe(const BackwardWideConfig& config) {
-  return {"sm90_backward_wide", config.head_dim,     config.tile_q,         config.tile_k,
-          config.stages,        config.dq_columns(), config.shared_bytes(), BackwardWideConfig::kTurnsOfTile};
-}
+constexpr std::int64_t kMostListedDim = 128;
 
 // In ascending order of head dims.
-constexpr std::array kKernels{
-#define TESSERA_SM90_BACKWARD(head_dim, tile_q, tile_k, stages, set) \
-  describe(BackwardConfig{head_dim, tile_q, tile_k, stages}),
+constexpr std::array kConfigs{
+#define TESSERA_SM90_BACKWARD(head_dim, tile_q, tile_k, stages, set) BackwardConfig{head_dim, tile_q, tile_k, stages},
+#define TESSERA_SM90_BACKWARD_LISTED(head_dim, tile_q, tile_k, stages, set)
 #include "cuda/sm90/bwd/table.def"
+#undef TESSERA_SM90_BACKWARD_LISTED
 #undef TESSERA_SM90_BACKWARD
-#define TESSERA_SM90_BACKWARD_WIDE(head_dim, tile_q, tile_k, stages, set) \
-  describe(BackwardWideConfig{head_dim, tile_q, tile_k, stages}),
-#include "cuda/sm90/bwd_wide/table.def"
-#undef TESSERA_SM90_BACKWARD_WIDE
 };
 
-std::string image_name(const BackwardKernel& kernel, const Problem& problem) {
-  std::string name(kernel.family);
-  for (const int part : {kernel.head_dim, kernel.tile_q, kernel.tile_k, kernel.stages}) {
-    name += "_" + std::to_string(part);
-  }
-  return name.append("_")
-      .append(mask_kind_name(mask_kind(problem.mask)))
-      .append("_")
-      .append(element_name(problem.dtype));
+// Sinks are in LSE: their kernel is the plain one.
+std::uint32_t kernel_features(const Problem& problem) {
+  return score_features(problem) & ~static_cast<std::uint32_t>(ScoreFeature::sinks);
 }
 
-// That of the smallest head dim that holds the problem's; null when none is built.
-const BackwardKernel* choose_kernel(const Problem& problem) {
+KernelImage image_of(const BackwardConfig& config, const Problem& problem) {
+  return sm90_image(kBackwardFamily, {config.head_dim, config.tile_q, config.tile_k, config.stages}, problem,
+                    kernel_features(problem));
+}
+
+// That of the smallest head dim that holds the problem's; null when there is none.
+const BackwardConfig* choose_config(const Problem& problem) {
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
-  const auto found = std::find_if(kKernels.begin(), kKernels.end(), [&](const BackwardKernel& kernel) {
-    return kernel.head_dim >= dim && Kernel::exists(image_name(kernel, problem));
+  const auto found = std::find_if(kConfigs.begin(), kConfigs.end(), [&](const BackwardConfig& config) {
+    return config.head_dim >= dim && !Kernel::missing(image_of(config, problem));
   });
-  return found == kKernels.end() ? nullptr : &*found;
+  return found == kConfigs.end() ? nullptr : &*found;
 }
 
 class BackwardExecutable final : public DeviceExecutable {
@@ -76,14 +59,17 @@ class BackwardExecutable final : public DeviceExecutable {
   BackwardExecutable(const Problem& problem, const PlanOptions& options)
       : DeviceExecutable(problem, options),
         properties_(cuda_device(options.device.index)),
-        tiles_(*choose_kernel(problem)),
-        image_(image_name(tiles_, problem)),
+        tiles_(*choose_config(problem)),
+        image_(image_of(tiles_, problem)),
         kernel_(Kernel::load(device(), image_)),
-        rows_kernel_(Kernel::load(device(), "backward_rows", "backward_rows_" + std::to_string(lanes()))),
         convert_kernel_(Kernel::load(device(), "backward_rows", "backward_convert")),
-        deterministic_(options.deterministic) {
+        deterministic_(options.deterministic),
+        statistics_(device(), problem, tiles_.tile_q, {1, options.deterministic}, layout_) {
     plan_tiles();
-    plan_workspace();
+    dq_sum_ = layout_.add<float>(checked_mul(statistics_.rows(), tiles_.dq_columns(), "dQ"));
+    if (!uniform_lengths(problem)) {
+      sequences_ = layout_.add<SequenceEntry>(static_cast<std::int64_t>(query_table_.entries.size()));
+    }
   }
 
   PlanFacts facts() const override {
@@ -101,12 +87,12 @@ class BackwardExecutable final : public DeviceExecutable {
       facts.kernels.push_back(row);
       return &facts.kernels.back();
     };
-    add("backward_rows", rows_kernel_, kRowThreads, row_blocks());
-    KernelFacts* const row = add(image_, kernel_, BackwardConfig::kThreads, blocks_);
+    facts.kernels.push_back(statistics_.facts());
+    KernelFacts* const row = add(image_.name, kernel_, BackwardConfig::kThreads, blocks_);
     row->tile_q = tiles_.tile_q;
     row->tile_k = tiles_.tile_k;
     row->stages = tiles_.stages;
-    row->shared_bytes = tiles_.shared_bytes;
+    row->shared_bytes = tiles_.shared_bytes();
     row->waves = static_cast<double>(order_.tiles) / static_cast<double>(blocks_);
     add("backward_convert", convert_kernel_, kConvertThreads, convert_blocks());
     return facts;
@@ -114,26 +100,10 @@ class BackwardExecutable final : public DeviceExecutable {
 
   void run(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const override {
     const ContextScope context(device());
-    for (const auto& [name, view] : {std::pair<const char*, ConstTensorView>{"q", tensors.q},
-                                     {"k", tensors.k},
-                                     {"v", tensors.v},
-                                     {"out", tensors.out},
-                                     {"dout", tensors.dout},
-                                     {"dq", tensors.dq},
-                                     {"dk", tensors.dk},
-                                     {"dv", tensors.dv}}) {
-      require_copyable(name, view, device());
-    }
-    require_on_device("lse", tensors.lse, device());
-    if (!tensors.dlse.absent()) {
-      require_on_device("dlse", tensors.dlse, device());
-    }
-    if (rows_ == 0 || order_.tiles_of_head == 0) {
-      for (const TensorView* view : {&tensors.dq, &tensors.dk, &tensors.dv}) {
-        if (view->elements() > 0) {
-          fill_tokens(device(), *view, stream);
-        }
-      }
+    require_backward_tensors(tensors, device());
+    if (statistics_.rows() == 0 || order_.tiles_of_head == 0) {
+      zero_gradients(tensors, device(), stream);
+      statistics_.sum_sinks(tensors, batch_of(problem(), nullptr), workspace, stream);
       return;
     }
     const Batch batch = batch_of(problem(), sequences_.in(workspace));
@@ -142,18 +112,18 @@ class BackwardExecutable final : public DeviceExecutable {
                   static_cast<std::int64_t>(query_table_.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)),
                   stream);
     }
-    prepare(tensors, batch, workspace, stream);
+    statistics_.run(tensors, batch, deterministic_ ? nullptr : dq_sum_.in(workspace), tiles_.dq_columns(), workspace,
+                    stream);
     run_kernel(tensors, batch, workspace, stream);
+    statistics_.sum_sinks(tensors, batch, workspace, stream);
     convert(tensors, batch, workspace, stream);
   }
 
  private:
-  static constexpr int kRowThreads = 256;
   static constexpr int kConvertThreads = 256;
+  static constexpr std::int64_t kSectionBytes = std::int64_t{16} << 20;
 
-  int lanes() const { return problem().dim_v <= 64 ? 8 : problem().dim_v <= 128 ? 16 : 32; }
-  std::int64_t row_blocks() const { return ceil_div(std::max(rows_ * lanes(), numbers_count_), kRowThreads); }
-  std::int64_t convert_blocks() const { return rows_ / tiles_.tile_q; }
+  std::int64_t convert_blocks() const { return statistics_.rows() / tiles_.tile_q; }
 
   void plan_tiles() {
     const Problem& problem = this->problem();
@@ -161,18 +131,13 @@ class BackwardExecutable final : public DeviceExecutable {
     if (uniform_lengths(problem)) {
       order_.tiles_of_head = static_cast<std::int32_t>(ceil_div(problem.seq_k, tiles_.tile_k));
       lines = checked_mul(problem.batch, problem.heads_kv, "batch * heads_kv");
-      line_rows_ = round_up(problem.seq_q, tiles_.tile_q);
-      rows_ = checked_mul(checked_mul(problem.batch, problem.heads_q, "rows"), line_rows_, "rows");
     } else {
       query_table_ = sequence_table(problem, false, tiles_.tile_k, tiles_.tile_q);
       order_.tiles_of_head = static_cast<std::int32_t>(query_table_.tiles);
-      line_rows_ = query_table_.line;
-      rows_ = checked_mul(problem.heads_q, line_rows_, "rows");
     }
     const std::int64_t tiles = checked_mul(lines, order_.tiles_of_head, "tiles");
-    if (tiles > std::int64_t{1} << 30 || rows_ > std::int64_t{1} << 31) {
-      fail_argument("batch * heads * seq", std::to_string(std::max(tiles, rows_)) + " tiles or rows",
-                    "up to 2^30 tiles and 2^31 rows");
+    if (tiles > std::int64_t{1} << 30) {
+      fail_argument("batch * heads * seq", std::to_string(tiles) + " tiles", "up to 2^30 tiles");
     }
     order_.tiles = static_cast<std::int32_t>(tiles);
     plan_order(std::max<std::int64_t>(lines, 1));
@@ -182,7 +147,10 @@ class BackwardExecutable final : public DeviceExecutable {
   // first. Where blocks take turns at dQ, heads are dealt to groups of blocks whose tiles take the same time, if all of a
   // head fits the device at once; longer heads in chunks. See BackwardVisits.
   void plan_order(std::int64_t lines) {
-    constexpr std::int64_t kSectionBytes = std::int64_t{16} << 20;
+    if (needs_lists(this->problem().mask)) {
+      plan_lists();
+      return;
+    }
     const Problem& problem = this->problem();
     const std::int64_t head_bytes =
         std::max<std::int64_t>(1, problem.group_size() * problem.seq_q * (problem.dim_qk + problem.dim_v) * 4);
@@ -206,39 +174,24 @@ class BackwardExecutable final : public DeviceExecutable {
     }
   }
 
-  void plan_workspace() {
-    numbers_count_ = 1 + (deterministic_ ? tiles_.turns_of_tile * rows_ / tiles_.tile_q : 0);
-    lse_log2_ = layout_.add<float>(rows_);
-    delta_ = layout_.add<float>(rows_);
-    numbers_ = layout_.add<std::int32_t>(numbers_count_);
-    dq_sum_ = layout_.add<float>(checked_mul(rows_, tiles_.dq_columns, "dQ"));
-    if (!uniform_lengths(problem())) {
-      sequences_ = layout_.add<SequenceEntry>(static_cast<std::int64_t>(query_table_.entries.size()));
+  void plan_lists() {
+    const Problem& problem = this->problem();
+    order_.section_heads = 1;
+    blocks_ = std::min<std::int64_t>(order_.tiles, properties_.multiprocessors);
+    if (order_.tiles == 0 || statistics_.rows() == 0) {
+      return;
     }
-  }
-
-  void prepare(const BackwardTensors& tensors, const Batch& batch, std::span<std::byte> workspace, void* stream) const {
-    BackwardRows params{};
-    params.out = tensors.out.data;
-    params.dout = tensors.dout.data;
-    params.lse = static_cast<const float*>(tensors.lse.data);
-    params.dlse = static_cast<const float*>(tensors.dlse.data);
-    params.out_strides = strides_of(tensors.out);
-    params.dout_strides = strides_of(tensors.dout);
-    params.lse_strides = lse_strides_of(tensors.lse);
-    params.dlse_strides = lse_strides_of(tensors.dlse);
-    params.lse_log2 = lse_log2_.in(workspace);
-    params.delta = delta_.in(workspace);
-    params.dq_sum = deterministic_ ? nullptr : dq_sum_.in(workspace);
-    params.numbers = numbers_.in(workspace);
-    params.number_count = numbers_count_;
-    params.batch = batch;
-    params.rows = rows_;
-    params.line_rows = static_cast<std::int32_t>(line_rows_);
-    params.dim_v = static_cast<std::int32_t>(problem().dim_v);
-    params.dq_columns = tiles_.dq_columns;
-    params.bfloat16 = problem().dtype == DType::bfloat16 ? 1 : 0;
-    rows_kernel_.launch({row_blocks(), kRowThreads, 0}, params, stream);
+    const ScheduleLists lists = list_schedules(problem, tiles_.tile_q, tiles_.tile_k, BitOrder::by_key);
+    const ListedSizes sizes{tiles_.tile_k, order_.tiles_of_head, (problem.dim_qk + problem.dim_v) * 4, kSectionBytes};
+    const ListedPlay play =
+        play_listed_backward(problem, lists, order_listed_tiles(problem, lists, ListedSide::keys, query_table_, sizes),
+                             query_table_, statistics_.line_rows() / tiles_.tile_q, tiles_.tile_q, blocks_);
+    schedule_ = std::make_unique<ListedSchedule>(device(), lists);
+    tasks_memory_ = DeviceMemory(device(), play.tasks.size() * sizeof(sm90::ListedTask));
+    tasks_memory_.copy_from(play.tasks.data(), tasks_memory_.bytes());
+    terms_memory_ = DeviceMemory(device(), play.terms.size() * sizeof(sm90::ListedTerm));
+    terms_memory_.copy_from(play.terms.data(), terms_memory_.bytes());
+    order_.tiles = static_cast<std::int32_t>(play.tasks.size());
   }
 
   void run_kernel(const BackwardTensors& tensors, const Batch& batch, std::span<std::byte> workspace,
@@ -252,20 +205,27 @@ class BackwardExecutable final : public DeviceExecutable {
     params.dv = tensors.dv.data;
     params.dk_strides = strides_of(tensors.dk);
     params.dv_strides = strides_of(tensors.dv);
-    params.lse_log2 = lse_log2_.in(workspace);
-    params.delta = delta_.in(workspace);
+    params.lse_log2 = statistics_.lse_log2(workspace);
+    params.delta = statistics_.delta(workspace);
     params.dq_sum = dq_sum_.in(workspace);
     params.batch = batch;
     params.band = band_of(problem().mask);
     params.order = order_;
-    params.order.counter = order_.group > 0 ? nullptr : numbers_.in(workspace);
-    params.order.turns = deterministic_ ? numbers_.in(workspace) + 1 : nullptr;
-    params.line_rows = static_cast<std::int32_t>(line_rows_);
+    if (schedule_) {
+      params.listed = {static_cast<const sm90::ListedTask*>(tasks_memory_.data()),
+                       static_cast<const sm90::ListedTerm*>(terms_memory_.data()), schedule_->view().bits};
+    }
+    params.order.counter = order_.group > 0 ? nullptr : statistics_.numbers(workspace);
+    params.order.turns = deterministic_ ? statistics_.numbers(workspace) + 1 : nullptr;
+    params.line_rows = static_cast<std::int32_t>(statistics_.line_rows());
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
+    const float softcap = problem().softcap;
     params.scale = problem().softmax_scale();
-    params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
-    kernel_.launch({blocks_, BackwardConfig::kThreads, tiles_.shared_bytes, deterministic_}, params, stream);
+    params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : params.scale) * std::numbers::log2e);
+    params.score_scale = softcap != 0 ? params.scale / softcap : 1.0F;
+    params.score = score_params(problem(), tensors.score, device());
+    kernel_.launch({blocks_, BackwardConfig::kThreads, tiles_.shared_bytes(), deterministic_}, params, stream);
   }
 
   void convert(const BackwardTensors& tensors, const Batch& batch, std::span<std::byte> workspace, void* stream) const {
@@ -276,48 +236,59 @@ class BackwardExecutable final : public DeviceExecutable {
     params.batch = batch;
     params.band = band_of(problem().mask);
     params.mask = static_cast<std::int32_t>(mask_kind(problem().mask));
-    params.line_rows = static_cast<std::int32_t>(line_rows_);
+    if (schedule_) {
+      params.listed = schedule_->view();
+    }
+    params.line_rows = static_cast<std::int32_t>(statistics_.line_rows());
     params.tile_q = tiles_.tile_q;
     params.tile_k = tiles_.tile_k;
-    params.dq_columns = tiles_.dq_columns;
+    params.dq_columns = tiles_.dq_columns();
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
-    params.scale = problem().softmax_scale();
+    params.scale = problem().softmax_scale() * kept_scale(problem().dropout);
     params.bfloat16 = problem().dtype == DType::bfloat16 ? 1 : 0;
     convert_kernel_.launch({convert_blocks(), kConvertThreads, 0}, params, stream);
   }
 
   const CudaDeviceInfo& properties_;
-  const BackwardKernel& tiles_;
-  std::string image_;
+  const BackwardConfig& tiles_;
+  KernelImage image_;
   const Kernel& kernel_;
-  const Kernel& rows_kernel_;
   const Kernel& convert_kernel_;
   bool deterministic_;
 
   sm90::BackwardOrder order_{};
   SequenceTable query_table_;
-  std::int64_t rows_ = 0;       // of statistics
-  std::int64_t line_rows_ = 0;  // of one head
-  std::int64_t numbers_count_ = 0;
+  std::unique_ptr<const ListedSchedule> schedule_;  // of listed masks, and what play_listed_backward() made of it
+  DeviceMemory tasks_memory_, terms_memory_;
   std::int64_t blocks_ = 0;
   WorkspaceLayout layout_;
-  WorkspaceSlot<float> lse_log2_, delta_, dq_sum_;
-  WorkspaceSlot<std::int32_t> numbers_;  // the counter, then the turns
+  BackwardStatistics statistics_;  // its numbers: a counter of tiles, then the turns
+  WorkspaceSlot<float> dq_sum_;
   WorkspaceSlot<SequenceEntry> sequences_;
 };
 
 }  // namespace
 
+namespace {
+
+std::int64_t widest(const Problem& problem) { return std::max(problem.dim_qk, problem.dim_v); }
+
+}  // namespace
+
 std::optional<std::string> backward_missing(const Problem& problem, const PlanOptions& /*options*/) {
-  if (choose_kernel(problem) != nullptr) {
+  if (choose_config(problem) != nullptr || has_wide_backward(problem)) {
     return std::nullopt;
   }
-  return "head dim " + std::to_string(std::max(problem.dim_qk, problem.dim_v)) + " in " +
-         std::string(element_name(problem.dtype)) +
-         ": this build has no backward kernel for it (configure with -DTESSERA_CUDA_KERNELS=all)";
+  if (needs_lists(problem.mask) && widest(problem) > kMostListedDim) {
+    return "mask: its backward pass takes segments and block masks up to head dim 128";
+  }
+  return no_kernel(problem, kernel_features(problem), "backward kernel");
 }
 
 std::unique_ptr<const Executable> make_backward(const Problem& problem, const PlanOptions& options) {
+  if (choose_config(problem) == nullptr) {
+    return make_wide_backward(problem, options);
+  }
   return std::make_unique<BackwardExecutable>(problem, options);
 }
 

@@ -7,7 +7,7 @@
 namespace tessera::sm90 {
 
 // One thread that hands out tiles of keys and keeps the copy engine busy.
-template <BackwardConfig kConfig, MaskKind kMask>
+template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 class BackwardLoader {
  public:
   TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const BackwardShared<kConfig>& shared)
@@ -21,6 +21,10 @@ class BackwardLoader {
       }
       ptx::mbarrier_wait(shared_.bar_keys_empty, (round & 1) ^ 1);
       load_keys(params_.k, shared_.keys, shared_.bar_key_full, work);
+      if constexpr (kMask == MaskKind::listed) {
+        load_terms(work);
+        continue;
+      }
       const BackwardVisits<kConfig, kMask> visits(work, params_.order);
       if (visits.count() == 0) {
         load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
@@ -43,6 +47,30 @@ class BackwardLoader {
 
  private:
   static constexpr int kColumns = BackwardConfig::kSubTileColumns;
+
+  // What a tile of keys visits under a listed mask, and word of it for the consumers. The next term is on its way from memory
+  // meanwhile.
+  TESSERA_DEVICE void load_terms(const BackwardTile& work) {
+    if (work.begin == work.end) {
+      load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+      return;
+    }
+    ListedTerm next = params_.listed.terms[work.begin];
+    for (int n = work.begin; n < work.end; ++n) {
+      const ListedTerm term = next;
+      next = params_.listed.terms[min(n + 1, work.end - 1)];
+      ptx::mbarrier_wait(shared_.bar_query_empty + stage_.slot, stage_.parity ^ 1);
+      shared_.visits[stage_.slot] = {term.tile, term.bits};
+      load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
+                   shared_.bar_query_empty, work, term.member, term.tile);
+      if (n == work.begin) {
+        load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+      }
+      load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
+                   shared_.bar_dout_empty, work, term.member, term.tile);
+      stage_.advance();
+    }
+  }
 
   // Decodes the next tile and tells the others. The slot stays as it is until all have read it and the loader asks again.
   TESSERA_DEVICE const BackwardTile& next_tile() {
@@ -84,7 +112,7 @@ class BackwardLoader {
 
   const BackwardParams& params_;
   const BackwardShared<kConfig>& shared_;
-  BackwardTickets<kConfig, kMask> tickets_;
+  BackwardTickets<kConfig, kMask, kFeatures> tickets_;
   tile::RingPosition<BackwardConfig::kTileSlots> slot_;
   tile::RingPosition<kConfig.stages> stage_;
 };
@@ -114,6 +142,10 @@ class DqWriter {
 
  private:
   TESSERA_DEVICE void add_steps(const BackwardTile& work) {
+    if constexpr (kMask == MaskKind::listed) {
+      add_terms(work);
+      return;
+    }
     const BackwardVisits<kConfig, kMask> visits(work, params_.order);
     for (int member = 0; member < params_.batch.group_size; ++member) {
       for (int step = 0; step < visits.count(); ++step) {
@@ -124,17 +156,36 @@ class DqWriter {
           if (params_.order.turns == nullptr) {
             add(row, false);
           } else {
-            std::int32_t* const g_turn = params_.order.turns + row / kConfig.tile_q;
-            const int turn = visits.turn(query_tile);
-            ptx::wait_until_equal(g_turn, turn);
-            add(row, turn == 0);
-            ptx::bulk_wait<0>();
-            ptx::release_store(g_turn, turn + 1);
+            add_in_turn(row, visits.turn(query_tile));
           }
         }
         step_ ^= 1;
       }
     }
+  }
+
+  TESSERA_DEVICE void add_terms(const BackwardTile& work) {
+    for (int n = work.begin; n < work.end; ++n) {
+      if (step_ == writer_) {
+        const ListedTerm term = params_.listed.terms[n];
+        const std::int64_t row = work.statistics_row + static_cast<std::int64_t>(term.member) * work.statistics_stride +
+                                 term.tile * kConfig.tile_q;
+        if (params_.order.turns == nullptr) {
+          add(row, false);
+        } else {
+          add_in_turn(row, term.turn);
+        }
+      }
+      step_ ^= 1;
+    }
+  }
+
+  TESSERA_DEVICE void add_in_turn(std::int64_t row, int turn) {
+    std::int32_t* const g_turn = params_.order.turns + row / kConfig.tile_q;
+    ptx::wait_until_equal(g_turn, turn);
+    add(row, turn == 0);
+    ptx::bulk_wait<0>();
+    ptx::release_store(g_turn, turn + 1);
   }
 
   // The first term of a tile of queries is stored: memory holds anything before it.

@@ -9,13 +9,13 @@ namespace tessera::sm90 {
 
 // One tile of keys, decoded by the loader for everyone.
 struct BackwardTile {
-  std::int32_t valid;
+  std::int32_t valid;  // 0: no more work; else, for score programs, 1 + the index of the sequence
   std::int32_t batch, key_head;
   std::int32_t query_row, key_row;  // of the sequence's first query and first key, on the token axis
   std::int32_t first_key;           // of the tile, in its sequence
   std::int32_t queries, keys, stored_keys;
   std::int32_t lower, upper;       // the band, see tile::Bounds
-  std::int32_t begin, end;         // tiles of queries that see it
+  std::int32_t begin, end;         // tiles of queries that see it; under a listed mask numbers of terms
   std::int32_t statistics_row;     // of the first query of the first query head
   std::int32_t statistics_stride;  // from one query head to the next
   DqOrder dq_order;
@@ -39,6 +39,7 @@ struct BackwardShared {
   std::uint64_t* bar_weights;                 // dS of a step is written
   std::uint64_t *bar_dq_full, *bar_dq_empty;  // full: one for each writer
   std::uint64_t *bar_tile_full, *bar_tile_empty;
+  ListedVisit* visits;  // of each stage, under a listed mask
 
   TESSERA_DEVICE explicit BackwardShared(std::uint8_t* s_raw) {
     std::uint8_t* next = s_raw;  // aligned to 1024 bytes, in which swizzled sub-tiles repeat
@@ -69,6 +70,7 @@ struct BackwardShared {
     bar_dq_empty = take_barriers(1);
     bar_tile_full = take_barriers(kTileSlots);
     bar_tile_empty = take_barriers(kTileSlots);
+    visits = reinterpret_cast<ListedVisit*>(take(8 * kStages));
   }
 
   TESSERA_DEVICE void init_barriers() const {
@@ -78,9 +80,9 @@ struct BackwardShared {
     ptx::mbarrier_init(bar_weights, 4 * kWarpgroups);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
-      ptx::mbarrier_init(bar_query_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_query_empty + i, 128 * kWarpgroups);
       ptx::mbarrier_init(bar_dout_full + i, 1);
-      ptx::mbarrier_init(bar_dout_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_dout_empty + i, 128 * kWarpgroups);
     }
     ptx::mbarrier_init(bar_dq_empty, 1);
     for (int i = 0; i < kWriters; ++i) {

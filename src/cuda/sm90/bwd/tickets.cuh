@@ -5,7 +5,7 @@
 
 namespace tessera::sm90 {
 
-template <BackwardConfig kConfig, MaskKind kMask>
+template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures = 0>
 class BackwardTickets {
  public:
   TESSERA_DEVICE explicit BackwardTickets(const BackwardParams& params)
@@ -13,6 +13,10 @@ class BackwardTickets {
 
   // Decodes the next tile; `valid` is 0 when there are no more.
   TESSERA_DEVICE void next(BackwardTile& s_tile) {
+    if constexpr (kMask == MaskKind::listed) {
+      next_task(s_tile);
+      return;
+    }
     if (index_ < params_.order.tiles) {
       decode(index_, s_tile);
       index_ = following();
@@ -22,6 +26,21 @@ class BackwardTickets {
   }
 
  private:
+  // Of those that the plan deals to this block.
+  TESSERA_DEVICE void next_task(BackwardTile& s_tile) {
+    s_tile.valid = 0;
+    if (index_ >= params_.order.tiles) {
+      return;
+    }
+    const ListedTask task = params_.listed.tasks[index_];
+    index_ += static_cast<int>(gridDim.x);
+    if (task.number >= 0) {
+      decode(task.number, s_tile);
+      s_tile.begin = task.begin;
+      s_tile.end = task.end;
+    }
+  }
+
   // The number of the tile after this one. Where heads are dealt in pairs it stands for a tile of each.
   TESSERA_DEVICE int following() {
     if (params_.order.counter != nullptr) {
@@ -80,7 +99,7 @@ class BackwardTickets {
     const tile::TileRange visits =
         tile::query_tiles<kMask>(bounds, sequence, first_key, kConfig.tile_q, kConfig.tile_k);
     const int query_head = key_head * batch.group_size;
-    s_tile.valid = 1;
+    s_tile.valid = kFeatures == 0 ? 1 : owner + 1;
     s_tile.batch = sequence.batch;
     s_tile.key_head = key_head;
     s_tile.query_row = sequence.query_row;

@@ -1,50 +1,85 @@
-// The tile configuration of the backward kernel for wide heads: stages, registers and the plan of shared memory.
+// The tile configurations of the backward kernels for wide heads: tiles, stages, registers and the plans of shared memory.
 #pragma once
 
 #include "cuda/sm90/bwd/config.h"
+#include "cuda/sm90/fwd/config.h"
 
 namespace tessera::sm90 {
 
-// 64 keys a block: dK and dV of 256 columns fill 128 registers of every consumer thread.
-struct BackwardWideConfig {
+// dK and dV of a tile of keys. dK and dV of 64 keys and 256 columns fill 128 registers of every consumer thread.
+struct BackwardKeysConfig {
   int head_dim;  // columns of Q, K, V and dO that are computed
   int tile_q;
   int tile_k;
-  int stages;  // of Q, and of dO where they fit
+  int stages;  // of Q and of dO
 
   static constexpr int kWarpgroups = 2;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kProducerRegisters = 40;  // in all three times 168
-  static constexpr int kWeightRegisters = 240;
-  static constexpr int kScoreGradientRegisters = 224;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
   static constexpr int kSubTileColumns = 64;
   static constexpr int kTileSlots = 2;
-  static constexpr int kTurnsOfTile = 2;  // at dQ of a tile of queries: one for the blocks of each warpgroup
+  static constexpr int kWeightBuffers = 2;
 
-  // What both backward kernels ask about their tiles.
+  // What tickets and visits ask about tiles.
   constexpr BackwardConfig tiles() const { return {head_dim, tile_q, tile_k, stages}; }
 
-  constexpr int sub_tiles() const { return (head_dim + kSubTileColumns - 1) / kSubTileColumns; }
-  constexpr int row_bytes() const { return sub_tiles() * kSubTileColumns * 2; }
+  constexpr int sub_tiles() const { return head_dim / kSubTileColumns; }
+  constexpr int row_bytes() const { return head_dim * 2; }
   constexpr int key_bytes() const { return tile_k * row_bytes(); }
   constexpr int query_bytes() const { return tile_q * row_bytes(); }
   constexpr int statistics_bytes() const { return tile_q * 4; }
-  constexpr int weight_bytes() const { return tile_q * tile_k * 4; }          // P in float32
-  constexpr int score_gradient_bytes() const { return tile_q * tile_k * 2; }  // dS
+  constexpr int weight_bytes() const { return tile_q * tile_k * 4; }  // P in float32
 
-  // dQ of a tile in float32: blocks of 64 columns, which go to memory one at a time. Warpgroup 0 computes the first ones.
-  constexpr int dq_columns() const { return sub_tiles() * kSubTileColumns; }
-  constexpr int dq_blocks(int warpgroup) const { return warpgroup == 0 ? (sub_tiles() + 1) / 2 : sub_tiles() / 2; }
-  constexpr int dq_first_block(int warpgroup) const { return warpgroup == 0 ? 0 : dq_blocks(0); }
-  constexpr int dq_block_bytes() const { return tile_q * kSubTileColumns * 4; }
-
-  constexpr int bytes_with(int dout_stages) const {
-    const int barriers = 3 + 2 * (stages + dout_stages) + 2 * kWarpgroups + 2 * kTileSlots;
-    return 2 * key_bytes() + (stages + dout_stages) * (query_bytes() + statistics_bytes()) + weight_bytes() +
-           score_gradient_bytes() + kWarpgroups * dq_block_bytes() + 64 * kTileSlots + 8 * barriers;
+  constexpr int barriers() const { return 4 + 4 * stages + 2 * kWeightBuffers + 2 * kTileSlots; }
+  constexpr int shared_bytes() const {
+    return 2 * key_bytes() + 2 * stages * (query_bytes() + statistics_bytes()) + kWeightBuffers * weight_bytes() +
+           64 * kTileSlots + 8 * barriers();
   }
-  constexpr int dout_stages() const { return bytes_with(stages) <= BackwardConfig::kMostSharedBytes ? stages : 1; }
-  constexpr int shared_bytes() const { return bytes_with(dout_stages()); }
+};
+
+// dQ of a tile of queries, 64 of them for each consumer warpgroup.
+struct BackwardQueriesConfig {
+  int head_dim;
+  int tile_q;
+  int tile_k;
+  int key_stages;
+  int value_stages;
+
+  static constexpr int kWarpgroups = 2;
+  static constexpr int kThreads = 128 * (kWarpgroups + 1);
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kSubTileColumns = 64;
+  static constexpr int kTileSlots = 2;
+
+  // Tiles are handed out as those of the forward kernel are.
+  constexpr ForwardConfig tiles() const { return {head_dim, tile_q / 64, tile_k, key_stages}; }
+
+  constexpr int sub_tiles() const { return head_dim / kSubTileColumns; }
+  constexpr int row_bytes() const { return head_dim * 2; }
+  constexpr int half_bytes() const { return 64 * row_bytes(); }  // of a tile of Q or dO
+  constexpr int key_bytes() const { return tile_k * row_bytes(); }
+
+  constexpr int barriers() const { return 4 * kWarpgroups + 2 * (key_stages + value_stages) + 2 * kTileSlots + 1; }
+  constexpr int shared_bytes() const {
+    return 2 * kWarpgroups * half_bytes() + (key_stages + value_stages) * key_bytes() + 64 * kTileSlots +
+           8 * barriers();
+  }
+};
+
+struct BackwardQueriesParams {
+  TensorMap q, k, v, dout;  // boxes of Q and dO have 64 rows
+  void* dq;
+  Strides dq_strides;
+  const float* lse_log2;  // as in BackwardParams
+  const float* delta;
+  Batch batch;
+  Band band;
+  TileOrder order;
+  std::int32_t line_rows;
+  std::int32_t dim_qk;
+  float scale, scale_log2;
 };
 
 }  // namespace tessera::sm90

@@ -6,18 +6,25 @@
 // the exponentials of one overlap the products of another.
 #pragma once
 
+#include "cuda/sm90/fwd/score.cuh"
 #include "cuda/sm90/fwd/shared.cuh"
+#include "cuda/tile/listed.cuh"
 #include "cuda/tile/softmax.cuh"
 
 namespace tessera::sm90 {
 
-template <ForwardConfig kConfig, MaskKind kMask, class Element>
+template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 class ForwardConsumer {
  public:
   using Shared = ForwardShared<kConfig>;
 
-  TESSERA_DEVICE ForwardConsumer(const ForwardParams& params, const Shared& shared, int warpgroup)
-      : params_(params), shared_(shared), warpgroup_(warpgroup), leader_(threadIdx.x % 128 == 0) {}
+  TESSERA_DEVICE ForwardConsumer(const ForwardParams& params, const Shared& shared, int warpgroup, int twin)
+      : params_(params),
+        shared_(shared),
+        warpgroup_(warpgroup),
+        twin_(twin),
+        leader_(threadIdx.x % 128 == 0),
+        score_(params, warpgroup) {}
 
   TESSERA_DEVICE void run() {
     if (warpgroup_ == kConfig.warpgroups - 1) {
@@ -47,10 +54,22 @@ class ForwardConsumer {
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kTurnBarrier = 1;
   static constexpr int kRowBarrier = 4;
+  static constexpr int kTwinBarriers = 8;
 
   // The rest of a query tile, and the first weights of the next one. False when there is none.
   TESSERA_DEVICE bool walk_tile() {
     int j = work_.end - 2;
+    if constexpr (kMask == MaskKind::listed) {
+      for (; j >= work_.begin; --j) {
+        await_visit();
+        if (visit_.bits >= 0) {
+          step<true>(j);
+        } else {
+          step<false>(j);
+        }
+      }
+      return next_tile();
+    }
     if constexpr (kMask != MaskKind::dense) {
       for (; j >= max(first_masked_, work_.begin); --j) {
         step<true>(j);
@@ -70,6 +89,7 @@ class ForwardConsumer {
   // One key tile: its scores and weights, and the output of the weights before it.
   template <bool kMasked>
   TESSERA_DEVICE void step(int j) {
+    score_.draw(work_, j);
     ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
     await_turn();
     issue_scores();
@@ -79,13 +99,15 @@ class ForwardConsumer {
     ptx::wgmma_wait<1>();
     ptx::pin(r_scores_);
     release_keys();
+    score_.transform(r_scores_, work_, j);
     if constexpr (kMasked) {
       hide(j);
     }
-    softmax_.template update<false>(r_scores_, params_.scale_log2);
+    softmax_.template update<false>(r_scores_, score_.factor_log2());
     finish_output();
     softmax_.rescale_output(r_output_);
     tile::round_to<Element>(r_weights_, r_scores_);
+    score_.drop(r_weights_);
   }
 
   // The last output of a tile of queries, and the first scores and weights of the next one.
@@ -121,17 +143,31 @@ class ForwardConsumer {
     last_unmasked_ = kMask == MaskKind::window
                          ? max(work_.begin, tile::ceil_div(max(0, last_row + work_.lower), kConfig.tile_k))
                          : work_.begin;
+    score_.start_tile(work_);
+    score_.draw(work_, work_.end - 1);
     ptx::mbarrier_wait(shared_.bar_query_full + query_.slot, query_.parity);
     ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+    if constexpr (kMask == MaskKind::listed) {
+      await_visit();
+    }
+  }
+
+  // What the next stage holds under a listed mask, with its bits on the way from memory.
+  TESSERA_DEVICE void await_visit() {
+    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+    visit_ = shared_.visits[key_.slot];
+    bits_.load(params_.listed.bits, visit_.bits, kConfig.tile_q(), warpgroup_ * 64 + tile::fragment_row());
   }
 
   TESSERA_DEVICE void first_weights() {
     const int j = work_.end - 1;
-    if (kMask != MaskKind::dense || j >= first_masked_) {
+    score_.transform(r_scores_, work_, j);
+    if (kMask == MaskKind::listed ? visit_.bits != kAllAttend : kMask != MaskKind::dense || j >= first_masked_) {
       hide(j);
     }
-    softmax_.template update<true>(r_scores_, params_.scale_log2);
+    softmax_.template update<true>(r_scores_, score_.factor_log2());
     tile::round_to<Element>(r_weights_, r_scores_);
+    score_.drop(r_weights_);
     accumulate_ = false;
     clear_hidden_values();
   }
@@ -139,16 +175,28 @@ class ForwardConsumer {
   // Rows of V behind the keys of a sequence, which only tables of sequences leave in a tile: the copy engine fills what is
   // outside the tensor with zeros. They are in the first key tile of a tile of queries.
   TESSERA_DEVICE void clear_hidden_values() {
-    if (params_.batch.sequences == nullptr || work_.end * kConfig.tile_k <= work_.keys) {
+    if (params_.batch.sequences == nullptr || first_tile_end() * kConfig.tile_k <= work_.keys) {
       return;
     }
     ptx::mbarrier_wait(shared_.bar_value_full + value_.slot, value_.parity);
     tile::clear_rows<kConfig.tile_k, kConfig.sub_tiles()>(shared_.values + value_.slot * kConfig.key_bytes(),
-                                                          max(work_.keys - (work_.end - 1) * kConfig.tile_k, 0),
-                                                          kRowBarrier + warpgroup_);
+                                                          max(work_.keys - (first_tile_end() - 1) * kConfig.tile_k, 0),
+                                                          row_barrier());
+  }
+
+  // The key tile that a tile of queries visits first, and one more.
+  TESSERA_DEVICE int first_tile_end() const {
+    if constexpr (kMask == MaskKind::listed) {
+      return visit_.tile + 1;
+    }
+    return work_.end;
   }
 
   TESSERA_DEVICE void hide(int j) {
+    if constexpr (kMask == MaskKind::listed) {
+      bits_.hide(r_scores_);
+      return;
+    }
     const int first_key = j * kConfig.tile_k + tile::fragment_column();
     int first[2];
     int last[2];
@@ -239,15 +287,16 @@ class ForwardConsumer {
     bool stored[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const float share = score_.finish_row(softmax_.maximum[r], softmax_.sum[r], done.head);
       const bool empty = softmax_.sum[r] == 0.0F;
       stored[r] = first_row + 8 * r < done.queries;
-      factor[r] = empty ? 0.0F : __frcp_rn(softmax_.sum[r]);
+      factor[r] = empty ? 0.0F : __frcp_rn(softmax_.sum[r]) * share;
       if (stored[r] && params_.lse != nullptr && threadIdx.x % 4 == 0) {
         constexpr float kLn2 = 0.693147180559945309F;
         const float log2_sum = __log2f(softmax_.sum[r]);
         params_.lse[done.batch * params_.lse_strides.batch + done.head * params_.lse_strides.head +
                     (token + 8 * r) * params_.lse_strides.token] =
-            empty ? -__builtin_huge_valf() : fmaf(softmax_.maximum[r], params_.scale_log2, log2_sum) * kLn2;
+            empty ? -__builtin_huge_valf() : fmaf(softmax_.maximum[r], score_.factor_log2(), log2_sum) * kLn2;
       }
     }
     if (kConfig.stages_output() &&
@@ -267,10 +316,10 @@ class ForwardConsumer {
     if (leader_) {
       ptx::bulk_wait_read<0>();
     }
-    ptx::named_barrier_sync(kRowBarrier + warpgroup_, 128);
+    ptx::named_barrier_sync(row_barrier(), 128);
     tile::stage_rows<Element>(ptx::shared_address(s_rows), r_output_, factor);
     ptx::fence_async_shared();
-    ptx::named_barrier_sync(kRowBarrier + warpgroup_, 128);
+    ptx::named_barrier_sync(row_barrier(), 128);
     if (leader_) {
 #pragma unroll
       for (int x = 0; x < kConfig.sub_tiles(); ++x) {
@@ -281,20 +330,25 @@ class ForwardConsumer {
     }
   }
 
-  TESSERA_DEVICE void await_turn() const { ptx::named_barrier_sync(kTurnBarrier + warpgroup_, 256); }
+  TESSERA_DEVICE int turn_barrier(int warpgroup) const { return kTurnBarrier + warpgroup + of_twin(); }
+  TESSERA_DEVICE int row_barrier() const { return kRowBarrier + warpgroup_ + of_twin(); }
+  TESSERA_DEVICE int of_twin() const { return kConfig.twins() > 1 ? kTwinBarriers * twin_ : 0; }
+  TESSERA_DEVICE void await_turn() const { ptx::named_barrier_sync(turn_barrier(warpgroup_) + score_.drawn(), 256); }
   TESSERA_DEVICE void pass_turn() const {
     const int next = warpgroup_ + 1 == kConfig.warpgroups ? 0 : warpgroup_ + 1;
-    ptx::named_barrier_arrive(kTurnBarrier + next, 256);
+    ptx::named_barrier_arrive(turn_barrier(next), 256);
   }
 
   const ForwardParams& params_;
   const Shared& shared_;
   const int warpgroup_;
+  const int twin_;
   const bool leader_;
 
   ForwardTile work_;
   int first_masked_ = 0;   // key tiles from here on are hidden in part by the mask's upper end
   int last_unmasked_ = 0;  // key tiles before it are hidden in part by the lower end
+  ListedVisit visit_{};    // of the next stage, under a listed mask
   int keys_left_ = 0;      // key tiles of this query tile whose scores are to come
   bool accumulate_ = false;
   tile::RingPosition<kConfig.query_buffers()> query_;
@@ -305,6 +359,8 @@ class ForwardConsumer {
   std::uint32_t r_weights_[kScores / 2];
   float r_output_[kOutputs];
   tile::OnlineSoftmax softmax_;
+  ForwardScore<kConfig, Element, kFeatures> score_;
+  tile::ListedBits<kConfig.tile_k> bits_;
 };
 
 }  // namespace tessera::sm90

@@ -7,8 +7,37 @@
 
 namespace tessera::sm90 {
 
-template <ForwardConfig kConfig, MaskKind kMask, class Element>
+// Two of the kernels below in one block. They share nothing.
+template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
+TESSERA_DEVICE void forward_twins(const ForwardParams& params) {
+  static_assert(kConfig.twins() == 2 && kConfig.warpgroups == 2);
+  extern __shared__ std::uint8_t s_raw[];
+  const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
+  const int twin = warp < 4 ? warp / 2 : (warp - 4) / 8;
+  const ForwardShared<kConfig> shared(s_raw + twin * kConfig.shared_bytes());
+  if (threadIdx.x == 0 || threadIdx.x == 64) {
+    shared.init_barriers();
+  }
+  __syncthreads();
+  if (warp < 4) {
+    ptx::lower_registers<kConfig.producer_registers()>();
+    if (threadIdx.x % 64 == 0) {
+      ForwardLoader<kConfig, kMask>(params, shared).run();
+    } else if (threadIdx.x % 64 == 32) {
+      schedule<kConfig, kMask, kFeatures>(params, shared, twin);
+    }
+  } else {
+    ptx::raise_registers<kConfig.consumer_registers()>();
+    ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, (warp - 4) / 4 % 2, twin).run();
+  }
+}
+
+template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void forward(const ForwardParams& params) {
+  if constexpr (kConfig.twins() == 2) {
+    forward_twins<kConfig, kMask, Element, kFeatures>(params);
+    return;
+  }
   extern __shared__ std::uint8_t s_raw[];
   const ForwardShared<kConfig> shared(s_raw);
   if (threadIdx.x == 0) {
@@ -19,21 +48,25 @@ TESSERA_DEVICE void forward(const ForwardParams& params) {
   if (warpgroup == 0) {
     ptx::lower_registers<kConfig.producer_registers()>();
     if (threadIdx.x == 0) {
-      ForwardLoader<kConfig>(params, shared).run();
+      ForwardLoader<kConfig, kMask>(params, shared).run();
     } else if (threadIdx.x == 32) {
-      schedule<kConfig, kMask>(params, shared);
+      schedule<kConfig, kMask, kFeatures>(params, shared, 0);
     }
   } else {
     ptx::raise_registers<kConfig.consumer_registers()>();
-    ForwardConsumer<kConfig, kMask, Element>(params, shared, warpgroup - 1).run();
+    ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1, 0).run();
   }
 }
 
 }  // namespace tessera::sm90
 
-#define TESSERA_SM90_FORWARD_INSTANCE(name, head_dim, warpgroups, tile_k, stages, mask, element) \
-  extern "C" __global__ void __launch_bounds__(128 * (warpgroups + 1), 1)                        \
-      name(const __grid_constant__ tessera::sm90::ForwardParams params) {                        \
-    tessera::sm90::forward<tessera::sm90::ForwardConfig{head_dim, warpgroups, tile_k, stages},   \
-                           tessera::MaskKind::mask, tessera::ptx::element>(params);              \
+// `features` of ScoreFeature, or'ed.
+#define TESSERA_SM90_FORWARD_PROGRAM(name, head_dim, warpgroups, tile_k, stages, mask, element, features) \
+  extern "C" __global__ void __launch_bounds__(                                                           \
+      (tessera::sm90::ForwardConfig{head_dim, warpgroups, tile_k, stages}.threads()), 1)                  \
+      name(const __grid_constant__ tessera::sm90::ForwardParams params) {                                 \
+    tessera::sm90::forward<tessera::sm90::ForwardConfig{head_dim, warpgroups, tile_k, stages},            \
+                           tessera::MaskKind::mask, tessera::ptx::element, features>(params);             \
   }
+#define TESSERA_SM90_FORWARD_INSTANCE(name, head_dim, warpgroups, tile_k, stages, mask, element) \
+  TESSERA_SM90_FORWARD_PROGRAM(name, head_dim, warpgroups, tile_k, stages, mask, element, 0)

@@ -6,8 +6,13 @@
 #include "core/fail.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
+#include "cuda/listed_order.h"
+#include "cuda/memory.h"
+#include "cuda/schedule.h"
+#include "cuda/score_params.h"
 #include "cuda/sm90/executable.h"
 #include "cuda/sm90/fwd/config.h"
+#include "cuda/sm90/image.h"
 #include "cuda/tensors.h"
 #include "plan/workspace.h"
 
@@ -21,37 +26,66 @@ using sm90::ForwardParams;
 constexpr std::array kConfigs{
 #define TESSERA_SM90_FORWARD(head_dim, warpgroups, tile_k, stages, set) \
   ForwardConfig{head_dim, warpgroups, tile_k, stages},
+#define TESSERA_SM90_FORWARD_LISTED(head_dim, warpgroups, tile_k, stages, set)
 #include "cuda/sm90/fwd/table.def"
+#undef TESSERA_SM90_FORWARD_LISTED
 #undef TESSERA_SM90_FORWARD
 };
 
-std::string image_name(const ForwardConfig& config, const Problem& problem) {
-  std::string name = "sm90_forward";
-  for (const int part : {config.head_dim, config.warpgroups, config.tile_k, config.stages}) {
-    name += "_" + std::to_string(part);
+constexpr std::array kListedConfigs{
+#define TESSERA_SM90_FORWARD(head_dim, warpgroups, tile_k, stages, set)
+#define TESSERA_SM90_FORWARD_LISTED(head_dim, warpgroups, tile_k, stages, set) \
+  ForwardConfig{head_dim, warpgroups, tile_k, stages},
+#include "cuda/sm90/fwd/table.def"
+#undef TESSERA_SM90_FORWARD_LISTED
+#undef TESSERA_SM90_FORWARD
+};
+
+KernelImage image_of(const ForwardConfig& config, const Problem& problem) {
+  return sm90_image(kForwardFamily, {config.head_dim, config.warpgroups, config.tile_k, config.stages}, problem,
+                    score_features(problem));
+}
+
+// The polynomial of degree 7 of least relative error, 8e-5, up to an argument of 1.
+void set_tanh_series(ForwardParams& params) {
+  constexpr std::array kCoefficients{0.99991852F, -0.33065399F, 0.11889687F, -0.02662927F};
+  float power = params.score_scale;
+  for (std::size_t i = 0; i < kCoefficients.size(); ++i) {
+    params.tanh_series[i] = kCoefficients[i] * power;
+    power *= params.score_scale * params.score_scale;
   }
-  return name.append("_")
-      .append(mask_kind_name(mask_kind(problem.mask)))
-      .append("_")
-      .append(element_name(problem.dtype));
+  params.series_limit = 1.0F / params.score_scale;
 }
 
 // Keys that a query sees from which a configuration is faster than the one before it: more queries a tile, and more keys,
 // share what is loaded among more products but start and end more slowly. Measured in NOTES.md.
 constexpr std::int64_t fastest_from(const ForwardConfig& config) {
-  return config.warpgroups > 2 ? 1024 : config.tile_k > 128 ? 8192 : 0;
+  return config.warpgroups > 2 ? 1024 : config.tile_k > 128 ? 8192 : config.tile_k > 64 ? 384 : 0;
 }
 
-// Of the smallest head dim that holds the problem's, the built configuration that is fastest; null when there is none.
+// A thread's 16 keys of a Philox block lie in one tile of keys.
+constexpr bool takes_dropout(const ForwardConfig& config) { return config.tile_k % 64 == 0; }
+
+// Of the smallest head dim that holds the problem's, the configuration that is fastest, those of the build before those that
+// would be compiled; null when there is none.
 const ForwardConfig* choose_config(const Problem& problem) {
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
   const std::int64_t keys = mask_kind(problem.mask) == MaskKind::causal ? problem.seq_k / 2 : problem.seq_k;
   const ForwardConfig* best = nullptr;
-  for (const ForwardConfig& config : kConfigs) {
-    const bool fits = config.head_dim >= dim && (best == nullptr || config.head_dim == best->head_dim);
-    const bool fast = best == nullptr || keys >= fastest_from(config);
-    if (fits && fast && Kernel::exists(image_name(config, problem))) {
+  bool best_is_built = false;
+  const auto configs = needs_lists(problem.mask) ? std::span<const ForwardConfig>(kListedConfigs) : kConfigs;
+  for (const ForwardConfig& config : configs) {
+    const bool fits = config.head_dim >= dim && (best == nullptr || config.head_dim == best->head_dim) &&
+                      (problem.dropout.threshold() == 0 || takes_dropout(config));
+    const KernelImage image = image_of(config, problem);
+    if (!fits || Kernel::missing(image)) {
+      continue;
+    }
+    const bool built = Kernel::exists(image.name);
+    const bool fast = best == nullptr || (built == best_is_built && keys >= fastest_from(config));
+    if (fast || (built && !best_is_built)) {
       best = &config;
+      best_is_built = built;
     }
   }
   return best;
@@ -63,10 +97,15 @@ class ForwardExecutable final : public DeviceExecutable {
       : DeviceExecutable(problem, options),
         properties_(cuda_device(options.device.index)),
         config_(*choose_config(problem)),
-        image_(image_name(config_, problem)),
+        image_(image_of(config_, problem)),
         kernel_(Kernel::load(device(), image_)) {
     plan_tiles();
-    counter_ = layout_.add<std::int32_t>(1);
+    if (needs_lists(problem.mask) && order_.tiles > 0) {
+      plan_lists();
+    }
+    if (dynamic_) {
+      counter_ = layout_.add<std::int32_t>(1);
+    }
     if (!uniform_lengths(problem)) {
       sequences_ = layout_.add<SequenceEntry>(static_cast<std::int64_t>(table_.entries.size()));
     }
@@ -78,16 +117,16 @@ class ForwardExecutable final : public DeviceExecutable {
     facts.tile_k = config_.tile_k;
     facts.workspace_bytes = layout_.bytes();
     KernelFacts row;
-    row.name = image_;
+    row.name = image_.name;
     row.tile_q = config_.tile_q();
     row.tile_k = config_.tile_k;
     row.stages = config_.stages;
     row.threads = config_.threads();
     row.registers = kernel_.registers();
     row.spill_bytes = kernel_.spill_bytes();
-    row.shared_bytes = config_.shared_bytes();
+    row.shared_bytes = config_.twins() * config_.shared_bytes();
     row.blocks = blocks();
-    row.waves = static_cast<double>(order_.tiles) / properties_.multiprocessors;
+    row.waves = static_cast<double>(tiles_) / (properties_.multiprocessors * config_.twins());
     facts.kernels.push_back(row);
     return facts;
   }
@@ -115,7 +154,16 @@ class ForwardExecutable final : public DeviceExecutable {
     params.batch = batch_of(problem(), sequences_.in(workspace));
     params.band = band_of(problem().mask);
     params.order = order_;
-    params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
+    if (schedule_) {
+      params.listed = schedule_->view();
+      params.listed_order = static_cast<const std::int32_t*>(order_memory_.data());
+    }
+    const float scale = problem().softmax_scale();
+    const float softcap = problem().softcap;
+    params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : scale) * std::numbers::log2e);
+    params.score_scale = softcap != 0 ? scale / softcap : 1.0F;
+    set_tanh_series(params);
+    params.score = score_params(problem(), tensors.score, device());
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
     if (params.batch.sequences != nullptr) {
       write_table(device(), sequences_.in(workspace), table_.entries.data(),
@@ -128,7 +176,7 @@ class ForwardExecutable final : public DeviceExecutable {
                                       static_cast<CUstream>(stream)),
             "cuMemsetD8Async");
     }
-    kernel_.launch({blocks(), config_.threads(), config_.shared_bytes()}, params, stream);
+    kernel_.launch({blocks(), config_.threads(), config_.twins() * config_.shared_bytes()}, params, stream);
   }
 
  private:
@@ -149,8 +197,10 @@ class ForwardExecutable final : public DeviceExecutable {
     if (tiles > std::int64_t{1} << 30) {
       fail_argument("batch * heads_q * seq_q", std::to_string(tiles) + " tiles", "up to 2^30 tiles");
     }
+    tiles_ = tiles;
     order_.tiles = static_cast<std::int32_t>(tiles);
-    dynamic_ = mask_kind(problem.mask) == MaskKind::causal || !uniform_lengths(problem);
+    dynamic_ = (mask_kind(problem.mask) == MaskKind::causal || !uniform_lengths(problem)) &&
+               tiles > properties_.multiprocessors;
     if (mask_kind(problem.mask) == MaskKind::causal) {
       const std::int64_t head_bytes = std::max<std::int64_t>(1, problem.seq_k * (problem.dim_qk + problem.dim_v) * 2);
       order_.section_heads = static_cast<std::int32_t>(
@@ -158,7 +208,25 @@ class ForwardExecutable final : public DeviceExecutable {
     }
   }
 
-  std::int64_t blocks() const { return std::min<std::int64_t>(order_.tiles, properties_.multiprocessors); }
+  // Listed tiles are dealt by the plan, in sections of heads whose K and V stay in the L2 cache.
+  void plan_lists() {
+    constexpr std::int64_t kSectionBytes = std::int64_t{8} << 20;
+    constexpr double kFixedKeys = 192;  // a tile's queries and output take as long as so many keys
+    const Problem& problem = this->problem();
+    const ScheduleLists lists = list_schedules(problem, config_.tile_q(), config_.tile_k);
+    schedule_ = std::make_unique<ListedSchedule>(device(), lists);
+    const ListedSizes sizes{config_.tile_q(), order_.tiles_of_head, (problem.dim_qk + problem.dim_v) * 2,
+                            kSectionBytes};
+    const std::vector<std::int32_t> table =
+        deal_listed_tiles(order_listed_tiles(problem, lists, ListedSide::queries, table_, sizes),
+                          blocks() * config_.twins(), kFixedKeys / config_.tile_k);
+    order_memory_ = DeviceMemory(device(), table.size() * sizeof(std::int32_t));
+    order_memory_.copy_from(table.data(), order_memory_.bytes());
+    order_.tiles = static_cast<std::int32_t>(table.size());
+    dynamic_ = false;
+  }
+
+  std::int64_t blocks() const { return std::min<std::int64_t>(tiles_, properties_.multiprocessors); }
 
   void run_without_keys(const ForwardTensors& tensors, void* stream) const {
     if (tensors.out.elements() > 0) {
@@ -171,10 +239,13 @@ class ForwardExecutable final : public DeviceExecutable {
 
   const CudaDeviceInfo& properties_;
   const ForwardConfig& config_;
-  std::string image_;
+  KernelImage image_;
   const Kernel& kernel_;
   SequenceTable table_;
   sm90::TileOrder order_{};
+  std::int64_t tiles_ = 0;
+  std::unique_ptr<const ListedSchedule> schedule_;  // of listed masks, and the order of their tiles
+  DeviceMemory order_memory_;
   bool dynamic_ = false;
   WorkspaceLayout layout_;
   WorkspaceSlot<std::int32_t> counter_;
@@ -187,9 +258,7 @@ std::optional<std::string> forward_missing(const Problem& problem, const PlanOpt
   if (choose_config(problem) != nullptr) {
     return std::nullopt;
   }
-  return "head dim " + std::to_string(std::max(problem.dim_qk, problem.dim_v)) + " in " +
-         std::string(element_name(problem.dtype)) +
-         ": this build has no kernel for it (configure with -DTESSERA_CUDA_KERNELS=all)";
+  return no_kernel(problem, score_features(problem), "kernel");
 }
 
 std::unique_ptr<const Executable> make_forward(const Problem& problem, const PlanOptions& options) {

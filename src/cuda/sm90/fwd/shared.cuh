@@ -9,13 +9,15 @@ namespace tessera::sm90 {
 
 // One tile of queries, decoded by the producer for the consumers.
 struct ForwardTile {
-  std::int32_t valid;  // 0: no more work
+  std::int32_t valid;  // 0: no more work; else, for score programs, 1 + the index of the sequence
   std::int32_t batch, head;
   std::int32_t query_row, key_row;  // of the sequence's first query and first key, on the token axis
   std::int32_t first_query, queries, keys;
   std::int32_t lower, upper;  // the band, see tile::Bounds
-  std::int32_t begin, end;    // key tiles to visit, from the last to the first
+  std::int32_t begin, end;    // key tiles to visit, from the last to the first; under a listed mask numbers of visits
+  std::int32_t first_line;    // where rows of statistics are padded: of the sequence's first query, in a head
 };
+static_assert(sizeof(ForwardTile) <= 64);
 
 template <ForwardConfig kConfig>
 struct ForwardShared {
@@ -34,6 +36,7 @@ struct ForwardShared {
   std::uint64_t *bar_value_full, *bar_value_empty;
   std::uint64_t *bar_tile_full, *bar_tile_empty;
   std::uint64_t* bar_claim;  // the loader asks for a tile
+  ListedVisit* visits;       // of each stage, under a listed mask
 
   TESSERA_DEVICE explicit ForwardShared(std::uint8_t* s_raw) {
     auto address = reinterpret_cast<std::uintptr_t>(s_raw);
@@ -57,6 +60,7 @@ struct ForwardShared {
     bar_tile_full = take(kTileSlots);
     bar_tile_empty = take(kTileSlots);
     bar_claim = take(1);
+    visits = reinterpret_cast<ListedVisit*>(bars);
   }
 
   TESSERA_DEVICE void init_barriers() const {

@@ -1,0 +1,143 @@
+// Products of tiles in shared memory: rows of 128 bytes or more whose pieces of 16 bytes are permuted within groups of eight,
+// so that neither matrix loads nor single words of a column meet in a bank.
+//
+// 16-bit elements take one instruction for 16 x 8 x 16. float32 takes three of tf32 for 16 x 8 x 8: x = high + low, where the
+// product of the two low parts is below the last place. Tensor cores truncate what they add to an accumulator, which would grow
+// with the depth; each product therefore starts from zero and is added by an ordinary addition.
+#pragma once
+
+#include "cuda/tile/shared_rows.cuh"
+
+namespace tessera::sm80 {
+
+// The permutation of row `row`: a number that is XORed to the piece's. For words, neighbouring rows differ by two pieces, since
+// eight lanes read two pieces of each of four rows.
+template <class Element>
+TESSERA_DEVICE constexpr int piece_permutation(int row) {
+  return tile::kElementBytes<Element> == 4 ? ((row & 3) << 1 | (row >> 2 & 1)) : row & 7;
+}
+
+template <class Element, int kRowBytes>
+TESSERA_DEVICE std::uint32_t piece_offset(int row, int piece) {
+  return row * kRowBytes + ((piece ^ piece_permutation<Element>(row)) << 4);
+}
+
+// Fragments of one k-step, 32 bytes deep: A of 16 rows, B of two blocks of 8 columns.
+template <class Element>
+struct Operands {
+  static constexpr int kDepth = 32 / tile::kElementBytes<Element>;
+  static constexpr bool kSplit = tile::kElementBytes<Element> == 4;
+  static constexpr int kParts = kSplit ? 2 : 1;
+  struct Fragment {
+    std::uint32_t part[kParts][4];
+  };
+
+  TESSERA_DEVICE static void split(Fragment& fragment) {
+    if constexpr (kSplit) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::uint32_t whole = fragment.part[0][i];
+        fragment.part[0][i] = whole & 0xFFFFE000U;
+        fragment.part[1][i] = __float_as_uint(__uint_as_float(whole) - __uint_as_float(fragment.part[0][i]));
+      }
+    }
+  }
+
+  // The lane's part of an address, see TileLanes.
+  TESSERA_DEVICE static void load(Fragment& f, std::uint32_t s_address) {
+    ptx::load_matrices(s_address, f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
+    split(f);
+  }
+
+  // d += a b for block `kBlock` of b.
+  template <int kBlock>
+  TESSERA_DEVICE static void multiply(float* d, const Fragment& a, const Fragment& b) {
+    if constexpr (kSplit) {
+      float sum[4] = {};
+      ptx::mma_tf32(sum, a.part[1], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
+      ptx::mma_tf32(sum, a.part[0], b.part[1][2 * kBlock], b.part[1][2 * kBlock + 1]);
+      ptx::mma_tf32(sum, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        d[i] += sum[i];
+      }
+    } else {
+      ptx::mma<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
+    }
+  }
+};
+
+// Where a lane reads in tiles with rows of kRowBytes.
+template <class Element, int kRowBytes>
+struct TileLanes {
+  using Fragment = typename Operands<Element>::Fragment;
+  static constexpr int kPieceElements = 16 / tile::kElementBytes<Element>;
+  std::uint32_t by_rows;   // row lane % 16, piece lane / 16
+  std::uint32_t by_eight;  // row lane % 8 + lane / 16 * 8, piece lane / 8 % 2
+  std::uint32_t by_word;   // row lane % 4, element lane / 4
+
+  TESSERA_DEVICE TileLanes() {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    by_rows = piece_offset<Element, kRowBytes>(lane % 16, lane / 16);
+    by_eight = piece_offset<Element, kRowBytes>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    by_word = piece_offset<Element, kRowBytes>(lane % 4, lane / 16) + lane / 4 % 4 * 4;
+  }
+
+  // A from [row][depth]; depth and row start at multiples of the fragment's.
+  TESSERA_DEVICE Fragment a_rows(std::uint32_t s_tile, int row, int depth) const {
+    Fragment f;
+    Operands<Element>::load(f, s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4));
+    return f;
+  }
+  // B from [column][depth].
+  TESSERA_DEVICE Fragment b_rows(std::uint32_t s_tile, int column, int depth) const {
+    Fragment f;
+    Operands<Element>::load(f, s_tile + column * kRowBytes + (by_eight ^ (depth / kPieceElements) << 4));
+    return f;
+  }
+  // A from [depth][row].
+  TESSERA_DEVICE Fragment a_columns(std::uint32_t s_tile, int row, int depth) const {
+    Fragment f;
+    if constexpr (Operands<Element>::kSplit) {
+      load_words(f, s_tile, row, depth);
+      const std::uint32_t second = f.part[0][1];
+      f.part[0][1] = f.part[0][2];
+      f.part[0][2] = second;
+      Operands<Element>::split(f);
+    } else {
+      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_eight ^ (row / kPieceElements) << 4), f.part[0][0],
+                                    f.part[0][1], f.part[0][2], f.part[0][3]);
+    }
+    return f;
+  }
+  // B from [depth][column].
+  TESSERA_DEVICE Fragment b_columns(std::uint32_t s_tile, int column, int depth) const {
+    Fragment f;
+    if constexpr (Operands<Element>::kSplit) {
+      load_words(f, s_tile, column, depth);
+      Operands<Element>::split(f);
+    } else {
+      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_rows ^ (column / kPieceElements) << 4),
+                                    f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
+    }
+    return f;
+  }
+
+ private:
+  // Element lane / 4 of columns from `column` and from `column` + 8, each in rows lane % 4 and lane % 4 + 4.
+  TESSERA_DEVICE void load_words(Fragment& f, std::uint32_t s_tile, int column, int depth) const {
+#pragma unroll
+    for (int block = 0; block < 2; ++block) {
+      const std::uint32_t s_word = s_tile + depth * kRowBytes + (by_word ^ (column / kPieceElements + 2 * block) << 4);
+      f.part[0][2 * block] = word(s_word);
+      f.part[0][2 * block + 1] = word((s_word ^ 16) + 4 * kRowBytes);
+    }
+  }
+  TESSERA_DEVICE static std::uint32_t word(std::uint32_t s_address) {
+    std::uint32_t value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(s_address) : "memory");
+    return value;
+  }
+};
+
+}  // namespace tessera::sm80

@@ -1,0 +1,27 @@
+// Which kernels a backward pass of the sm80 family takes.
+#pragma once
+
+#include <string>
+
+#include "cuda/sm80/bwd/config.h"
+#include "tessera/plan.h"
+
+namespace tessera::internal {
+
+enum class Sm80BackwardInputs : std::uint8_t { half, float32 };
+enum class Sm80BackwardProgram : std::uint8_t { plain, any };
+
+struct Sm80BackwardRow {
+  Sm80BackwardInputs inputs;
+  sm80::BackwardConfig config;
+  sm80::BackwardRole role;
+  Sm80BackwardProgram program;
+};
+
+// Of the rows of the table with this role that take the problem, fit the device and are built, the one that multiplies the fewest
+// columns; null when there is none.
+const Sm80BackwardRow* choose_sm80_backward(const Problem& problem, const PlanOptions& options,
+                                            sm80::BackwardRole role);
+std::string image_name(const Sm80BackwardRow& row, DType dtype);
+
+}  // namespace tessera::internal

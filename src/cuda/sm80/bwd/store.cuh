@@ -1,0 +1,95 @@
+// Gradients from registers to global memory.
+#pragma once
+
+#include "cuda/ptx/mma.cuh"
+#include "cuda/sm80/bwd/config.h"
+
+namespace tessera::sm80 {
+
+template <class Element>
+TESSERA_DEVICE void store_element(void* g_target, std::int32_t is_float32, std::int64_t offset, float value) {
+  if constexpr (__is_same(Element, ptx::float32)) {
+    static_cast<float*>(g_target)[offset] = value;
+  } else if (is_float32 != 0) {
+    static_cast<float*>(g_target)[offset] = value;
+  } else {
+    static_cast<std::uint16_t*>(g_target)[offset] = static_cast<std::uint16_t>(ptx::pack<Element>(value, 0.0F));
+  }
+}
+
+template <class Element>
+TESSERA_DEVICE void store_pair(const BackwardOutput& output, std::int64_t offset, float low, float high, int count) {
+  const bool is_float32 = __is_same(Element, ptx::float32) || output.is_float32 != 0;
+  if (count >= 2 && output.aligned != 0) {
+    if (is_float32) {
+      *reinterpret_cast<float2*>(static_cast<float*>(output.data) + offset) = float2{low, high};
+    } else if constexpr (!__is_same(Element, ptx::float32)) {
+      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(output.data) + offset) =
+          ptx::pack<Element>(low, high);
+    }
+    return;
+  }
+  if (count > 0) {
+    store_element<Element>(output.data, output.is_float32, offset, low);
+  }
+  if (count > 1) {
+    store_element<Element>(output.data, output.is_float32, offset + 1, high);
+  }
+}
+
+// Rows of fragments as pieces of 16 bytes: a quad holds 8 columns of a row in every fragment, and after a transpose each of its
+// lanes has 8 columns of four. All lanes of a warp take part.
+template <class Element, int kN>
+TESSERA_DEVICE void store_pieces(void* g_target, std::int64_t offset, const float (&r_values)[4 * kN], int r,
+                                 float factor, bool stored, int column, int dim) {
+  static_assert(kN % 4 == 0);
+#pragma unroll
+  for (int n = 0; n < kN; n += 4) {
+    std::uint32_t words[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      words[k] = ptx::pack<Element>(r_values[4 * (n + k) + 2 * r] * factor, r_values[4 * (n + k) + 2 * r + 1] * factor);
+    }
+    ptx::transpose_quad(words[0], words[1], words[2], words[3]);
+    const int at = column + 8 * n + static_cast<int>(threadIdx.x % 4) * 8;
+    if (stored && at < dim) {
+      *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(g_target) + offset + at) =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+// Fragments of 16 x 8, kM below each other and kN side by side, times `factor`, to the rows from `first` on; rows from `used` to
+// `stored` are zeros, and those behind are left out. Columns count from `column` and end at `dim`.
+template <class Element, int kM, int kN>
+TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_values)[kM][4 * kN], float factor,
+                               int batch, int sequence_row, int head, int first, int used, int stored, int column,
+                               int dim) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first + 16 * m + 8 * r + lane / 4;
+      const std::int64_t offset = batch * output.strides.batch + head * output.strides.head +
+                                  (static_cast<std::int64_t>(sequence_row) + row) * output.strides.token;
+      const bool used_row = row < used;
+      if constexpr (!__is_same(Element, ptx::float32) && kN % 4 == 0) {
+        if (output.whole_pieces != 0 && output.is_float32 == 0 && used == stored) {
+          store_pieces<Element, kN>(output.data, offset, r_values[m], r, factor, used_row, column, dim);
+          continue;
+        }
+      }
+      if (row < stored) {
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          const int at = column + lane % 4 * 2 + 8 * n;
+          store_pair<Element>(output, offset + at, used_row ? r_values[m][4 * n + 2 * r] * factor : 0.0F,
+                              used_row ? r_values[m][4 * n + 2 * r + 1] * factor : 0.0F, dim - at);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace tessera::sm80

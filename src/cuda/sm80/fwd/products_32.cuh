@@ -1,0 +1,229 @@
+// The two products of a warp in float32 on tensor cores that multiply tf32: x = high + low, each of 11 bits, and
+// x y = high high + (high low + low high), with an error of 2^-21. What is small is summed apart, and so is each tile's share of
+// O: the tensor cores truncate sums, and an error of half a unit in every step would add up over a long sequence.
+#pragma once
+
+#include "cuda/sm80/fwd/products_16.cuh"
+
+namespace tessera::sm80 {
+
+// The instruction ignores the bits of `high` below the 11; x minus them is `low`.
+TESSERA_DEVICE std::uint32_t low_part(std::uint32_t x) {
+  return __float_as_uint(__uint_as_float(x) - __uint_as_float(x & 0xFFFFE000U));
+}
+
+// Of a sum whose operands hold an infinity, the small part is not a number (infinity minus itself, or times 0).
+TESSERA_DEVICE float join(float large, float small) {
+  return fabsf(small) < __builtin_huge_valf() ? large + small : large;
+}
+
+template <ForwardConfig kConfig>
+class Products<kConfig, ptx::float32> {
+ public:
+  using QueryRows = tile::SharedRows<ptx::float32, kConfig.dim_qk>;
+  using KeyRows = QueryRows;
+  using ValueRows = tile::SharedRows<ptx::float32, kConfig.dim_v, tile::Swizzle::by_pair>;
+  static constexpr int kRowBlocks = kConfig.row_blocks;
+  static constexpr int kScores = kConfig.tile_k / 2;
+  static constexpr int kOutputs = kConfig.dim_v / 2;
+
+  TESSERA_DEVICE explicit Products(std::uint32_t s_queries)
+      : lane_(static_cast<int>(threadIdx.x % 32)), queries_(s_queries, lane_ % 16, lane_ / 16) {}
+
+  TESSERA_DEVICE void take_queries() {
+    if constexpr (kConfig.keeps_queries()) {
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int m = 0; m < kRowBlocks; ++m) {
+          load_queries(r_queries_[k][m], k, m);
+        }
+      }
+    }
+  }
+
+  TESSERA_DEVICE void scores(float (&r_scores)[kRowBlocks][kScores], std::uint32_t s_keys) {
+    if constexpr (kSteps <= kBlockSteps) {
+      scores_of_block(r_scores, s_keys, 0);
+    } else {
+      clear(r_scores);
+#pragma unroll 1
+      for (int first = 0; first < kSteps; first += kBlockSteps) {
+        float r_block[kRowBlocks][kScores];
+        scores_of_block(r_block, s_keys, first);
+#pragma unroll
+        for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+          for (int i = 0; i < kScores; ++i) {
+            r_scores[m][i] += r_block[m][i];
+          }
+        }
+      }
+    }
+  }
+
+  // Depth l % 4 of a product stands for key l % 4 * 2 of 8, depth l % 4 + 4 for the key after it: so the accumulator of the
+  // scores is the A operand without a shuffle.
+  TESSERA_DEVICE void output(float (&r_output)[kRowBlocks][kOutputs], const float (&r_weights)[kRowBlocks][kScores],
+                             std::uint32_t s_values) {
+    constexpr int kDepths = kConfig.tile_k / 8;
+    constexpr int kBlocks = kRowBlocks == 1 ? 2 : 1;  // of 8 columns at once, as registers allow
+    const std::uint32_t base =
+        s_values + lane_ % 4 * 2 * ValueRows::kRowBytes + ((lane_ / 16) ^ (lane_ % 4 * 2)) * 16 + lane_ / 4 % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < kConfig.dim_v / 8; n += kBlocks) {
+      float r_large[kBlocks][kRowBlocks][4] = {};
+      float r_small[kBlocks][kRowBlocks][4] = {};
+#pragma unroll
+      for (int k = 0; k < kDepths; ++k) {
+        std::uint32_t r_b[kBlocks][2];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          const std::uint32_t column = (base ^ (n + block) % 4 * 32) + (n + block) / 4 * 128;
+          r_b[block][0] = ptx::load_word(column + 8 * k * ValueRows::kRowBytes);
+          r_b[block][1] = ptx::load_word(column + (8 * k + 1) * ValueRows::kRowBytes);
+        }
+        std::uint32_t r_a[kRowBlocks][4];
+#pragma unroll
+        for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            r_a[m][i] = __float_as_uint(r_weights[m][4 * k + i % 2 * 2 + i / 2]);
+          }
+        }
+        float* r_sums[kBlocks][kRowBlocks];
+        float* r_small_sums[kBlocks][kRowBlocks];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+          for (int m = 0; m < kRowBlocks; ++m) {
+            r_sums[block][m] = r_large[block][m];
+            r_small_sums[block][m] = r_small[block][m];
+          }
+        }
+        multiply(r_sums, r_small_sums, r_a, r_b);
+      }
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            r_output[m][4 * (n + block) + e] += join(r_large[block][m][e], r_small[block][m][e]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSteps = kConfig.dim_qk / 8;
+  // Sums begin anew after so many steps, so that what is truncated does not grow with the head dim.
+  static constexpr int kBlockSteps = 16;
+
+  TESSERA_DEVICE static void clear(float (&r_scores)[kRowBlocks][kScores]) {
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) {
+        r_scores[m][i] = 0.0F;
+      }
+    }
+  }
+
+  // Of the columns from step `first` on.
+  TESSERA_DEVICE void scores_of_block(float (&r_scores)[kRowBlocks][kScores], std::uint32_t s_keys, int first) {
+    constexpr int kCount = kSteps < kBlockSteps ? kSteps : kBlockSteps;
+    constexpr int kBlockBytes = 4 * 8;  // of a step
+    const tile::MatrixAddress<KeyRows::kRowBytes> keys(s_keys + first * kBlockBytes, lane_ % 8 + lane_ / 16 * 8,
+                                                       lane_ / 8 % 2);
+    float r_small[kRowBlocks][kScores];
+    clear(r_scores);
+    clear(r_small);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      std::uint32_t r_a[kRowBlocks][4];
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        if constexpr (kConfig.keeps_queries()) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            r_a[m][i] = r_queries_[k][m][i];
+          }
+        } else {
+          load_queries(r_a[m], k, m, first * kBlockBytes);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kConfig.tile_k; n += 16) {
+        std::uint32_t r_b[2][2];
+        ptx::load_matrices(keys.at(n, 2 * k), r_b[0][0], r_b[0][1], r_b[1][0], r_b[1][1]);
+        float* r_sums[2][kRowBlocks];
+        float* r_small_sums[2][kRowBlocks];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int m = 0; m < kRowBlocks; ++m) {
+            r_sums[half][m] = r_scores[m] + n / 2 + 4 * half;
+            r_small_sums[half][m] = r_small[m] + n / 2 + 4 * half;
+          }
+        }
+        multiply(r_sums, r_small_sums, r_a, r_b);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) {
+        r_scores[m][i] = join(r_scores[m][i], r_small[m][i]);
+      }
+    }
+  }
+
+  // Row blocks times blocks of 8 columns; products of one sum stand apart, since each waits for the one before it.
+  template <int kBlocks>
+  TESSERA_DEVICE static void multiply(float* const (&r_sums)[kBlocks][kRowBlocks],
+                                      float* const (&r_small)[kBlocks][kRowBlocks],
+                                      const std::uint32_t (&r_a)[kRowBlocks][4],
+                                      const std::uint32_t (&r_b)[kBlocks][2]) {
+    std::uint32_t r_a_low[kRowBlocks][4];
+    std::uint32_t r_b_low[kBlocks][2];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      r_b_low[block][0] = low_part(r_b[block][0]);
+      r_b_low[block][1] = low_part(r_b[block][1]);
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        ptx::mma_tf32(r_small[block][m], r_a[m], r_b_low[block][0], r_b_low[block][1]);
+      }
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        ptx::mma_tf32(r_sums[block][m], r_a[m], r_b[block][0], r_b[block][1]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        r_a_low[m][i] = low_part(r_a[m][i]);
+      }
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        ptx::mma_tf32(r_small[block][m], r_a_low[m], r_b[block][0], r_b[block][1]);
+      }
+    }
+  }
+
+  TESSERA_DEVICE void load_queries(std::uint32_t (&r_a)[4], int k, int m, int first_bytes = 0) const {
+    ptx::load_matrices(queries_.at(16 * m, 2 * k) + first_bytes, r_a[0], r_a[1], r_a[2], r_a[3]);
+  }
+
+  const int lane_;
+  const tile::MatrixAddress<QueryRows::kRowBytes> queries_;
+  std::uint32_t r_queries_[kConfig.keeps_queries() ? kSteps : 1][kRowBlocks][4];
+};
+
+}  // namespace tessera::sm80

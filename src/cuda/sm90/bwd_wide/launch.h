@@ -1,0 +1,12 @@
+// The backward pass of heads of more than 128 columns.
+#pragma once
+
+#include "cuda/sm90/executable.h"
+
+namespace tessera::internal {
+
+// Whether the build has its kernels for the problem.
+bool has_wide_backward(const Problem& problem);
+std::unique_ptr<const Executable> make_wide_backward(const Problem& problem, const PlanOptions& options);
+
+}  // namespace tessera::internal

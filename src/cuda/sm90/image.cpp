@@ -1,0 +1,67 @@
+#include "cuda/sm90/image.h"
+
+#include <algorithm>
+#include <cctype>
+#include <utility>
+#include <vector>
+
+#include "cuda/nvrtc.h"
+#include "cuda/sm90/executable.h"
+#include "cuda/tensors.h"
+
+namespace tessera::internal {
+
+namespace {
+
+std::vector<std::string> names_of(std::uint32_t features) {
+  std::vector<std::string> names;
+  for (const auto& [feature, name] : {std::pair{ScoreFeature::softcap, "softcap"},
+                                      {ScoreFeature::alibi, "alibi"},
+                                      {ScoreFeature::bias, "bias"},
+                                      {ScoreFeature::dropout, "dropout"},
+                                      {ScoreFeature::sinks, "sinks"}}) {
+    if ((features & static_cast<std::uint32_t>(feature)) != 0) {
+      names.emplace_back(name);
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> columns, const Problem& problem,
+                       std::uint32_t features) {
+  KernelImage image{std::string(family.name), {}};
+  std::string arguments;
+  for (const int column : columns) {
+    image.name += "_" + std::to_string(column);
+    arguments += std::to_string(column) + ", ";
+  }
+  const std::string mask(mask_kind_name(mask_kind(problem.mask)));
+  const std::string element(element_name(problem.dtype));
+  image.name += "_" + mask + "_" + element;
+  for (const std::string& feature : names_of(features)) {
+    image.name += "_" + feature;
+  }
+  std::string macro(family.name);
+  std::transform(macro.begin(), macro.end(), macro.begin(), [](unsigned char c) { return std::toupper(c); });
+  image.source = "#include \"" + std::string(family.header) + "\"\nTESSERA_" + macro +
+                 (features == 0 ? "_INSTANCE(" : "_PROGRAM(") + image.name + ", " + arguments + mask + ", " + element +
+                 (features == 0 ? ")\n" : ", " + std::to_string(features) + ")\n");
+  return image;
+}
+
+std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel) {
+  std::string text = "head dim " + std::to_string(std::max(problem.dim_qk, problem.dim_v)) + " in " +
+                     std::string(element_name(problem.dtype));
+  for (const std::string& feature : names_of(features)) {
+    text += " with " + feature;
+  }
+  text.append(": this build has no ").append(kernel).append(" for it");
+  if (features == 0) {
+    text += " (configure with -DTESSERA_CUDA_KERNELS=all)";
+  }
+  return text + ", and none can be compiled: " + nvrtc().unavailable().value_or("no tile of the tables takes it");
+}
+
+}  // namespace tessera::internal

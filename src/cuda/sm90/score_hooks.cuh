@@ -1,0 +1,67 @@
+// What a score program adds to the Hopper kernels. Where a feature is absent its hook is empty when it is compiled.
+//
+// Products become logits in powers of two: softcap, then bias and ALiBi. A softcap alone leaves tanh, which the softmax
+// multiplies by softcap * log2(e) as it multiplies plain products by their scale.
+#pragma once
+
+#include "cuda/ptx/registers.cuh"
+#include "cuda/tile/dropout.cuh"
+#include "cuda/tile/program.h"
+
+namespace tessera::sm90 {
+
+template <std::uint32_t kFeatures>
+struct Features {
+  static constexpr bool has(ScoreFeature feature) { return (kFeatures & static_cast<std::uint32_t>(feature)) != 0; }
+  static constexpr bool kSoftcap = has(ScoreFeature::softcap);
+  static constexpr bool kAlibi = has(ScoreFeature::alibi);
+  static constexpr bool kBias = has(ScoreFeature::bias);
+  static constexpr bool kDropout = has(ScoreFeature::dropout);
+  static constexpr bool kSinks = has(ScoreFeature::sinks);
+  static constexpr bool kAdds = kAlibi || kBias;
+};
+
+inline constexpr float kLog2e = 1.44269504088896341F;
+
+template <class Element>
+inline constexpr bool kRoundsToBfloat16 = false;
+template <>
+inline constexpr bool kRoundsToBfloat16<ptx::bfloat16> = true;
+
+// The error of the instruction is below the rounding of bfloat16 scores, but not below that of float16 ones.
+template <class Element>
+TESSERA_DEVICE float soft_cap(float x) {
+  if constexpr (kRoundsToBfloat16<Element>) {
+    return ptx::tanh(x);
+  } else {
+    return 1.0F - __fdividef(2.0F, ptx::exp2(2.0F * kLog2e * x) + 1.0F);
+  }
+}
+
+// ALiBi of a fragment: -slope |query + diagonal - key| in powers of two. In a tile that lies on one side of the diagonal it is
+// linear, and costs one multiply-add a score.
+class AlibiFragment {
+ public:
+  // `distance`: query + diagonal - key of the thread's first element, smallest and largest that of the tile.
+  TESSERA_DEVICE AlibiFragment(float slope_log2, int distance, int smallest, int largest)
+      : slope_(slope_log2), distance_(static_cast<float>(distance)), linear_(smallest >= 0 || largest <= 0) {
+    signed_slope_ = smallest >= 0 ? slope_log2 : -slope_log2;
+  }
+
+  TESSERA_DEVICE bool linear() const { return linear_; }
+  // Of the element whose distance is `step` more than the first one's.
+  TESSERA_DEVICE float linear_at(float step) const { return fmaf(-step, signed_slope_, linear_first()); }
+  TESSERA_DEVICE float linear_first() const { return -signed_slope_ * distance_; }
+  TESSERA_DEVICE float linear_step() const { return -signed_slope_; }
+  TESSERA_DEVICE float at(float step) const { return -slope_ * fabsf(distance_ + step); }
+
+ private:
+  float slope_, signed_slope_, distance_;
+  bool linear_;
+};
+
+TESSERA_DEVICE float alibi_slope_log2(const ScoreParams& params, int sequence, int head) {
+  return kLog2e * __ldg(params.alibi + sequence * params.alibi_batch_stride + head * params.alibi_head_stride);
+}
+
+}  // namespace tessera::sm90
