@@ -45,6 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cmake.define.CMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1 -DNDEBUG",
         "cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON",
         "cmake.define.TESSERA_WITH_OPENBLAS=ON",
+        "cmake.define.TESSERA_CUDA_KERNELS=default",
         "build-dir=build/wheel-test",
     ]
     settings = [f"--config-settings={setting}" for setting in like_the_tests]
