@@ -14,13 +14,21 @@ Errors are against float32. FLOPs are 4 batch heads seq^2 dim forward, half of i
 backward. The rates of a plain matrix product and of a copy are measured in the same run.
 
 With --block-sparse, block masks on a GPU beside torch's compiled FlexAttention (which needs triton and a C compiler),
-with FLOPs of the kept blocks, the share of the dense kernel's rate, and the line of time against density.
+with FLOPs of the kept blocks, the share of the dense kernel's rate, and the line of time against density. Compiling
+FlexAttention takes most of the time: --cases and --passes choose a part, and FILE is written anew after every row. With
+--long, 64K tokens under a butterfly mask beside dense attention and what the standard algorithm would take.
+
+With --functions, score functions and a mask function on a GPU, beside the same in FlexAttention and beside Tessera
+without the function. The first call's time is that of compiling it, where the cache has it not.
 
 The exit status is 1 if a result disagrees or Tessera does not compute a case, 2 if a library or the device is missing.
 
     PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --deterministic both --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --json sparse.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --functions --json functions.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --cases '*-d128-n65536-*'
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --long
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --decode --method graph
 """
 
@@ -53,7 +61,7 @@ except ImportError:
     sys.exit(missing("torch", f"pip install torch=={TORCH_VERSION}"))
 try:
     import tessera
-    from compare import block_sparse, cuda, decode
+    from compare import block_sparse, cuda, decode, functions, long_sequence
     from compare.cases import (
         APART,
         ROUNDING,
@@ -254,6 +262,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--seconds", type=float, help="time for each pass of each case (3, 0.5 with --quick; on a GPU 0.5)")
     add("--rounds", type=int, help="least number of rounds, whatever the time (5; on a GPU 10)")
     add("--block-sparse", action="store_true", help="on a GPU: block masks, beside compiled FlexAttention")
+    add("--functions", action="store_true", help="on a GPU: users' functions, beside compiled FlexAttention")
+    add("--no-lines", action="store_true", help="with --block-sparse: without the lines of time against density")
+    add(
+        "--long",
+        action="store_true",
+        help="on a GPU: 64K tokens, time and memory of a block mask and of dense attention",
+    )
     add("--quick", action="store_true", help="lengths up to 2048 and little time; on a GPU lengths 512, 4096 and 16384")
     add("--method", choices=("events", "graph"), default="events", help="on a GPU: calls, or CUDA graphs of them")
     add("--deterministic", choices=("on", "off", "both"), default="on", help="on a GPU: Tessera's backward pass")
@@ -276,12 +291,11 @@ def main() -> int:
     if arguments.decode:
         return decode.main(arguments)
     if arguments.device == cuda.gpu.CudaDevice.name:
-        return block_sparse.main(arguments) if arguments.block_sparse else cuda.main(arguments)
-    if arguments.block_sparse:
-        print(
-            "compare_torch: --block-sparse needs --device cuda; on the CPU see tessera bench --densities",
-            file=sys.stderr,
-        )
+        sections = {"block_sparse": block_sparse.main, "functions": functions.main, "long": long_sequence.main}
+        return next((run for name, run in sections.items() if getattr(arguments, name)), cuda.main)(arguments)
+    if option := next((name for name in ("block_sparse", "functions", "long") if getattr(arguments, name)), None):
+        flag = "--" + option.replace("_", "-")
+        print(f"compare_torch: {flag} needs --device cuda; on the CPU see tessera bench --densities", file=sys.stderr)
         return 2
     device = CpuDevice(arguments.threads)
     cases = make_cases(arguments, device.threads)

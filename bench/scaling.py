@@ -1,29 +1,50 @@
 """One causal sequence over the GPUs (or CPU ranks) of a machine, beside torch's context_parallel.
 
-Each cell is one `tessera bench --distributed` run of a schedule and layout, in which one rank alone has the whole
-sequence once per shape: shares are of that kernel's rate in the same run. torch is timed on the same GPUs by
+Each cell is one schedule and layout at one length. Shares are of the same kernel on one GPU that has the whole
+sequence, timed in the same run on all GPUs at once, of which the slowest counts, up to --alone tokens; beyond, of its
+rate at the longest of those. Predictions are the
+planner's, from kernels, links and sums that were timed alone. torch is timed on the same GPUs by
 bench/compare/context_parallel.py, with cuDNN and each rotate method. FLOPs are 4 heads seq^2 dim forward, half of it
 since causal, and 2.5 times that backward.
 
+A cell that fails is reported and does not stop the others; --json is written after each group of cells; --seconds
+bounds the whole run, and what was not reached is listed. The most important cells come first.
+
     python bench/scaling.py --tessera build/release/bin/tessera --ranks 2 --json scaling.json --plot scaling.png
-    python bench/scaling.py --tessera build/release/bin/tessera --ranks 4 --device cpu --tokens 1K --heads 4:4 --dim 64
+    python bench/scaling.py --tessera build/release/bin/tessera --ranks 8 --ranks-per-node 4 --longest
+    python bench/scaling.py --tessera build/release/bin/tessera --ranks 4 --preset small
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).parent / "compare" / "context_parallel.py"
 PASSES = ("forward", "backward")
+PRESETS: dict[str, dict[str, Any]] = {
+    # Some seconds on the CPU, with every schedule and layout.
+    "small": {
+        "device": "cpu",
+        "tokens": [64, 128],
+        "heads": ["4:4", "4:1"],
+        "dim": 16,
+        "min_time": 0.002,
+        "alone": 256,
+    },
+}
 
 
 @dataclass
@@ -33,162 +54,371 @@ class Cell:
     name: str  # "ring zigzag", "torch allgather"
     tokens: int  # of each rank
     heads: str
-    seconds: dict[str, float]  # by pass; torch's backward pass is that of its forward+backward
-    alone: dict[str, float] | None = None  # of one rank that has the whole sequence
-    hidden: dict[str, float] | None = None
-    bytes_sent: dict[str, int] | None = None  # by the rank that sends most
-    memory_bytes: int | None = None  # the most that a rank holds besides its tensors, or of torch, in all
-    predicted: dict[str, float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # by pass; torch's backward: both passes less the forward
+    hidden: dict[str, float] = field(default_factory=dict)  # the least of all ranks
+    bytes_sent: dict[str, int] = field(default_factory=dict)  # by the rank that sends most
+    held_bytes: dict[str, int] = field(default_factory=dict)  # by a rank, its tensors included
+    predicted: dict[str, float] = field(default_factory=dict)  # seconds
+    problem: str = ""  # why there is nothing, or not all of it
 
 
-def flops(options: argparse.Namespace, cell: Cell, both: bool) -> float:
-    seq = cell.tokens * options.ranks
-    forward = 2.0 * int(cell.heads.split(":")[0]) * seq * seq * options.dim
-    return forward * (3.5 if both else 1.0)
+@dataclass
+class Group:
+    """Cells of one process."""
+
+    schedule: str
+    layout: str
+    heads: str
+    tokens: list[int]
+    passes: tuple[str, ...] = PASSES
+    alone: bool = False  # times one rank that has the whole sequence, and what predictions need
+
+    @property
+    def name(self) -> str:
+        return f"{self.schedule} {self.layout}"
 
 
-def rate(options: argparse.Namespace, cell: Cell, both: bool) -> float:
-    """FLOP/s of a rank."""
-    seconds = sum(cell.seconds.values()) if both else cell.seconds["forward"]
-    return flops(options, cell, both) / seconds / options.ranks
+class CommandError(Exception):
+    """One line that says what went wrong."""
 
 
-def share(cell: Cell, options: argparse.Namespace, both: bool) -> float | None:
-    if cell.alone is None:
-        return None
-    alone = sum(cell.alone.values()) if both else cell.alone["forward"]
-    return alone / options.ranks / (sum(cell.seconds.values()) if both else cell.seconds["forward"])
+class Scaling:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.start = time.monotonic()
+        self.cells: list[Cell] = []
+        self.torch_problem = ""
+        # FLOP/s of one rank alone, by heads, pass and tokens in all: of the slowest GPU and, beside it, the fastest.
+        self.alone: dict[str, dict[str, dict[int, float]]] = {}
+        self.alone_fastest: dict[str, dict[str, dict[int, float]]] = {}
+        self.rates: dict[str, Any] = {}  # by heads: what the planner is given
 
+    # --- what is run ---
 
-def launcher(options: argparse.Namespace) -> list[str]:
-    if options.transport == "local":
-        return []
-    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return ["mpirun", *root, "--oversubscribe", "-n", str(options.ranks)]
+    def left(self) -> float:
+        seconds = float(self.options.seconds)
+        return seconds - (time.monotonic() - self.start) if seconds else math.inf
 
+    def groups(self) -> list[Group]:
+        options = self.options
+        all_groups: list[Group] = []
+        for layout in options.layouts:
+            for schedule in options.schedules:
+                for heads in options.heads:
+                    leading = layout == options.layouts[0] and schedule == options.schedules[0]
+                    # The forward pass of burst is that of ring.
+                    passes = ("backward",) if schedule == "burst" and "ring" in options.schedules else PASSES
+                    near = [n for n in options.tokens if leading and n * options.ranks <= options.alone]
+                    far = [n for n in options.tokens if n not in near]
+                    all_groups += [Group(schedule, layout, heads, near, passes, True)] if near else []
+                    all_groups += [Group(schedule, layout, heads, far, passes)] if far else []
+        return all_groups
 
-def run(command: list[str], timeout: float) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    if done.returncode != 0:
-        words = done.stdout[-1000:] + done.stderr[-2000:]
-        sys.exit(f"scaling: {' '.join(command)} ended with {done.returncode}\n{words}")
+    def run(self) -> None:
+        with_torch = self.options.device != "cpu" if self.options.torch is None else self.options.torch
+        first_layout = self.options.layouts[0]
+        groups = self.groups()
+        for group in [group for group in groups if group.layout == first_layout]:
+            self.measure(group)
+        if with_torch:
+            self.measure_torch()
+        for group in [group for group in groups if group.layout != first_layout]:
+            self.measure(group)
+        if self.options.longest:
+            self.find_longest()
+        self.write()
 
+    def measure(self, group: Group) -> None:
+        """All lengths at once; where that fails, those that are missing one by one."""
+        missing = self.try_group(group)
+        if missing and len(group.tokens) > 1 and self.left() > 0:
+            for tokens in missing:
+                self.try_group(Group(group.schedule, group.layout, group.heads, [tokens], group.passes, group.alone))
+        self.write()
 
-def shape_flags(options: argparse.Namespace, heads: str, tokens: int) -> list[str]:
-    queries, keys = heads.split(":")
-    return [
-        *("--seq", str(tokens * options.ranks), "--heads", queries, "--kv-heads", keys, "--dim", str(options.dim)),
-        *("--mask", "causal", "--dtype", options.dtype),
-    ]
+    def try_group(self, group: Group) -> list[int]:
+        problem = ""
+        points: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            figures = Path(folder) / "figures.json"
+            if self.left() <= 0:
+                problem = "not run: out of time"
+            else:
+                try:
+                    self.command(self.bench_command(group, figures), self.options.timeout)
+                except CommandError as failure:
+                    problem = str(failure)
+            if figures.exists():  # the points until a failure are there
+                document = json.loads(figures.read_text())
+                points = document["points"]
+                if group.alone:
+                    self.keep_rates(group, document)
+        missing = []
+        for tokens in group.tokens:
+            cell = self.cell(group, tokens)
+            for point in points:
+                if point["seq_q"] == tokens * self.options.ranks:
+                    self.keep_point(cell, point)
+            cell.problem = "" if all(name in cell.seconds for name in group.passes) else problem or "no figures"
+            if cell.problem:
+                missing.append(tokens)
+        self.predict(group)
+        return missing
 
+    def cell(self, group: Group, tokens: int) -> Cell:
+        for cell in self.cells:
+            if (cell.name, cell.tokens, cell.heads) == (group.name, tokens, group.heads):
+                return cell
+        cell = Cell(group.name, tokens, group.heads)
+        if "forward" not in group.passes:
+            ring = (f"ring {group.layout}", tokens, group.heads)
+            for other in self.cells:
+                if (other.name, other.tokens, other.heads) == ring:
+                    for figures in ("seconds", "hidden", "bytes_sent", "held_bytes"):
+                        of_ring = getattr(other, figures)
+                        getattr(cell, figures).update({"forward": of_ring["forward"]} if "forward" in of_ring else {})
+        self.cells.append(cell)
+        return cell
 
-def measure(options: argparse.Namespace, schedule: str, layout: str, heads: str, tokens: int, alone: bool) -> Cell:
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        command = [*launcher(options), options.tessera, "bench", "--distributed", schedule, "--layout", layout]
-        command += [*shape_flags(options, heads, tokens), "--device", options.device]
-        command += ["--min-time", str(options.min_time), "--json", str(figures), *([] if alone else ["--no-baseline"])]
-        if options.transport == "local":
-            command += ["--ranks", str(options.ranks)]
-        elif options.device != "cpu":
-            command += ["--transport", options.transport]
-        if options.ranks_per_node:
-            command += ["--ranks-per-node", str(options.ranks_per_node)]
-        if options.device == "cpu":
-            command += ["--threads", str(options.threads)]
-        run(command, options.timeout)
-        document = json.loads(figures.read_text())
-        predicted = predict(options, figures, schedule, layout, heads, tokens)
-    points = {point["pass"]: point for point in document["points"]}
-    most = {name: max(rank["bytes_sent"] for rank in points[name]["ranks"]) for name in PASSES}
-    return Cell(
-        f"{schedule} {layout}",
-        tokens,
-        heads,
-        {name: points[name]["seconds"] for name in PASSES},
-        {name: points[name]["one_rank_seconds"] for name in PASSES} if alone else None,
-        {name: min(rank["share_hidden"] for rank in points[name]["ranks"]) for name in PASSES},
-        most,
-        max(points[name]["memory_bytes"] for name in PASSES),
-        predicted,
-    )
+    @staticmethod
+    def keep_point(cell: Cell, point: dict[str, Any]) -> None:
+        name = point["pass"]
+        cell.seconds[name] = point["seconds"]
+        cell.hidden[name] = min(rank["share_hidden"] for rank in point["ranks"])
+        cell.bytes_sent[name] = max(rank["bytes_sent"] for rank in point["ranks"])
+        cell.held_bytes[name] = point["memory_bytes"] + point["tensor_bytes"]
 
+    def keep_rates(self, group: Group, document: dict[str, Any]) -> None:
+        known = self.rates.setdefault(group.heads, document["rates"])
+        if known is not document["rates"]:
+            for name in PASSES:
+                known[name] += document["rates"][name]
+        for point in document["points"]:
+            for rates, seconds in (
+                (self.alone, point["one_rank_seconds"]),
+                (self.alone_fastest, point["one_rank_fastest_seconds"]),
+            ):
+                if seconds > 0:
+                    flops = self.flops(group.heads, point["seq_q"], point["pass"])
+                    rates.setdefault(group.heads, {}).setdefault(point["pass"], {})[point["seq_q"]] = flops / seconds
 
-def predict(
-    options: argparse.Namespace, figures: Path, schedule: str, layout: str, heads: str, tokens: int
-) -> dict[str, float] | None:
-    """The planner's seconds, from the rates that the cell itself measured."""
-    nodes = options.ranks // options.ranks_per_node if options.ranks_per_node else 1
-    target = figures.with_name("plan.json")
-    command = [options.tessera, "plan", "--gpus", str(options.ranks), "--nodes", str(nodes), "--measured", str(figures)]
-    run([*command, *shape_flags(options, heads, tokens), "--json", str(target)], options.timeout)
-    rows = json.loads(target.read_text())["predictions"]
-    found = {}
-    for name in PASSES:
-        wanted = "ring" if schedule == "burst" and name == "forward" else schedule
-        for row in rows:
-            if (row["pass"], row["schedule"], row["layout"]) == (name, wanted, layout):
-                found[name] = row["seconds"]
-    return found if len(found) == len(PASSES) else None
+    def find_longest(self) -> None:
+        """Twice as many tokens until they do not fit; one figure each."""
+        options = self.options
+        for heads in options.heads:
+            tokens = max(options.tokens)
+            while self.left() > 0:
+                tokens *= 2
+                group = Group(options.schedules[0], options.layouts[0], heads, [tokens])
+                if self.try_group(group):
+                    break
+                self.write()
 
+    # --- commands ---
 
-def measure_torch(options: argparse.Namespace) -> list[Cell]:
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "torch.json"
-        command = [options.python, str(WORKER), "--ranks", str(options.ranks), "--dim", str(options.dim)]
-        command += ["--dtype", options.dtype, "--min-time", str(options.min_time), "--json", str(figures)]
-        command += ["--tokens", ",".join(map(str, options.tokens)), "--heads", ",".join(options.heads)]
-        run(command, options.timeout * 4)
-        return [Cell(**cell) for cell in json.loads(figures.read_text())]
+    def command(self, words: list[str], timeout: float) -> str:
+        """Its output. Its whole process group ends with it, mpirun's ranks too."""
+        limit = min(timeout, self.left())
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                raise CommandError("ran out of time" if limit < timeout else f"no end after {timeout:g} s") from None
+        if process.returncode != 0:
+            lines = (
+                [line for line in output.splitlines() if "rror" in line] or output.splitlines()[-1:] or ["no output"]
+            )
+            raise CommandError(f"status {process.returncode}: {lines[0].strip()[:300]}")
+        return output
 
-
-def print_table(options: argparse.Namespace, cells: list[Cell]) -> None:
-    scale, unit = (1e12, "TFLOP/s") if options.device != "cpu" else (1e9, "GFLOP/s")
-    print(f"\n{options.ranks} ranks, {options.transport}: {unit} a rank, forward / forward+backward")
-    columns = ("tokens", "heads", "", "rate", "share", "hidden", "sent MiB", "memory MiB", "predicted")
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-
-    def pair(first: Any, second: Any, form: str) -> str:
-        return "" if first is None else f"{first:{form}} / {second:{form}}"
-
-    for cell in cells:
-        hidden = cell.hidden or {}
-        sent = cell.bytes_sent or {}
-        ratio = [None, None]
-        if cell.predicted:
-            both = (cell.predicted["forward"], sum(cell.predicted.values()))
-            ratio = [both[0] / cell.seconds["forward"], both[1] / sum(cell.seconds.values())]
-        row = [
-            str(cell.tokens),
-            cell.heads,
-            cell.name,
-            pair(rate(options, cell, False) / scale, rate(options, cell, True) / scale, ".0f"),
-            pair(share(cell, options, False), share(cell, options, True), ".1%"),
-            pair(hidden.get("forward"), hidden.get("backward"), ".0%"),
-            pair(sent["forward"] / 2**20, sent["backward"] / 2**20, ".0f") if sent else "",
-            "" if cell.memory_bytes is None else f"{cell.memory_bytes / 2**20:.0f}",
-            pair(*ratio, ".2f"),
+    def shape_flags(self, heads: str, totals: list[int]) -> list[str]:
+        queries, _, keys = heads.partition(":")
+        return [
+            *("--seqs" if len(totals) > 1 else "--seq", ",".join(map(str, totals))),
+            *("--heads", queries, "--kv-heads", keys or queries, "--dim", str(self.options.dim)),
+            *("--mask", "causal", "--dtype", self.options.dtype),
         ]
-        print("| " + " | ".join(row) + " |", flush=True)
 
+    def bench_command(self, group: Group, figures: Path) -> list[str]:
+        options = self.options
+        words = [options.tessera, "bench", "--distributed", group.schedule, "--layout", group.layout]
+        words += self.shape_flags(group.heads, [tokens * options.ranks for tokens in group.tokens])
+        words += ["--device", options.device, "--min-time", str(options.min_time), "--json", str(figures)]
+        words += ["--pass", group.passes[0]] if len(group.passes) == 1 else []
+        words += [] if group.alone else ["--no-baseline"]
+        words += ["--ranks-per-node", str(options.ranks_per_node)] if group.schedule == "double_ring" else []
+        words += ["--threads", str(options.threads)] if options.device == "cpu" else []
+        if options.transport == "local":
+            return [*words, "--ranks", str(options.ranks)]
+        words += ["--transport", options.transport] if options.transport != "mpi" else []
+        root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        return ["mpirun", *root, "--oversubscribe", "-n", str(options.ranks), *words]
 
-def draw(options: argparse.Namespace, cells: list[Cell]) -> None:
-    """Rates of forward+backward over tokens, a line for each way."""
-    if shutil.which("gnuplot") is None:
-        print("scaling: no plot, since gnuplot is not installed", file=sys.stderr)
-        return
-    heads = options.heads[0]
-    names = list(dict.fromkeys(cell.name for cell in cells if cell.heads == heads))
-    blocks = []
-    for name in names:
-        rows = [cell for cell in cells if cell.name == name and cell.heads == heads]
-        blocks.append("\n".join(f"{cell.tokens} {rate(options, cell, True) / 1e12}" for cell in rows) + "\ne")
-    terminal = "svg" if options.plot.endswith(".svg") else "pngcairo"
-    lines = ", ".join(f"'-' with linespoints title '{name}'" for name in names)
-    script = f"set terminal {terminal} size 900,600\nset output '{options.plot}'\nset logscale x 2\nset yrange [0:*]\n"
-    script += f"set xlabel 'tokens of a rank'\nset ylabel 'TFLOP/s of a rank, forward+backward, heads {heads}'\n"
-    script += f"set key bottom right\nplot {lines}\n" + "\n".join(blocks) + "\n"
-    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+    def predict(self, group: Group) -> None:
+        """The planner's seconds, from what was timed alone."""
+        if group.heads not in self.rates:
+            return
+        options = self.options
+        nodes = options.ranks // options.ranks_per_node if group.schedule == "double_ring" else 1
+        for tokens in group.tokens:
+            with tempfile.TemporaryDirectory() as folder:
+                measured, target = Path(folder) / "measured.json", Path(folder) / "plan.json"
+                measured.write_text(json.dumps({"rates": self.rates[group.heads]}))
+                words = [options.tessera, "plan", "--gpus", str(options.ranks), "--nodes", str(nodes)]
+                words += ["--measured", str(measured), *self.shape_flags(group.heads, [tokens * options.ranks])]
+                try:
+                    self.command([*words, "--json", str(target)], options.timeout)
+                except CommandError as failure:
+                    print(f"scaling: no prediction: {failure}", file=sys.stderr)
+                    return
+                rows = json.loads(target.read_text())["predictions"]
+            cell = self.cell(group, tokens)
+            for row in rows:
+                wanted = "ring" if (group.schedule, row["pass"]) == ("burst", "forward") else group.schedule
+                if (row["schedule"], row["layout"]) == (wanted, group.layout):
+                    cell.predicted[row["pass"]] = row["seconds"]
+
+    def measure_torch(self) -> None:
+        options = self.options
+        with tempfile.TemporaryDirectory() as folder:
+            figures = Path(folder) / "torch.json"
+            words = [options.python, str(WORKER), "--ranks", str(options.ranks), "--dim", str(options.dim)]
+            words += ["--dtype", options.dtype, "--min-time", str(options.min_time), "--json", str(figures)]
+            words += ["--tokens", ",".join(map(str, options.tokens)), "--heads", ",".join(options.heads)]
+            try:
+                if self.left() <= 0:
+                    raise CommandError("not run: out of time")
+                self.command(words, options.timeout)
+            except CommandError as failure:
+                self.torch_problem = f"torch: {failure}"
+                print(f"scaling: {self.torch_problem}", file=sys.stderr)
+            if figures.exists():  # written after each cell
+                self.cells += [Cell(**cell) for cell in json.loads(figures.read_text())]
+        self.write()
+
+    # --- figures ---
+
+    def flops(self, heads: str, total: int, name: str) -> float:
+        forward = 2.0 * int(heads.split(":")[0]) * total * total * float(self.options.dim)
+        return forward * {"forward": 1.0, "backward": 2.5, "both": 3.5}[name]
+
+    def rate(self, cell: Cell, both: bool) -> float | None:
+        """FLOP/s of a rank."""
+        names = PASSES if both else PASSES[:1]
+        if not all(name in cell.seconds for name in names):
+            return None
+        flops = self.flops(cell.heads, cell.tokens * self.options.ranks, "both" if both else "forward")
+        return flops / sum(cell.seconds[name] for name in names) / int(self.options.ranks)
+
+    def rate_alone(self, cell: Cell, both: bool) -> float | None:
+        """At the same length in all or, where that was not timed, the longest."""
+        seconds = 0.0
+        for name in PASSES if both else PASSES[:1]:
+            timed = self.alone.get(cell.heads, {}).get(name, {})
+            if not timed:
+                return None
+            seconds += self.flops(cell.heads, 1, name) / timed.get(cell.tokens * self.options.ranks, timed[max(timed)])
+        return self.flops(cell.heads, 1, "both" if both else "forward") / seconds
+
+    def share(self, cell: Cell, both: bool) -> float | None:
+        rate, alone = self.rate(cell, both), self.rate_alone(cell, both)
+        return None if rate is None or alone is None else rate / alone
+
+    def prediction_ratio(self, cell: Cell, name: str) -> float | None:
+        return cell.predicted[name] / cell.seconds[name] if name in cell.predicted and name in cell.seconds else None
+
+    def write(self) -> None:
+        if not self.options.json:
+            return
+        skipped = ("json", "plot", "python")
+        document = {key: value for key, value in vars(self.options).items() if key not in skipped}
+        document["alone_flops_per_second"] = self.alone
+        document["alone_fastest_flops_per_second"] = self.alone_fastest
+        document["rates"] = self.rates
+        document["torch_problem"] = self.torch_problem
+        document["cells"] = [
+            asdict(cell)
+            | {
+                "flops_per_second": {"forward": self.rate(cell, False), "both": self.rate(cell, True)},
+                "share": {"forward": self.share(cell, False), "both": self.share(cell, True)},
+            }
+            for cell in self.cells
+        ]
+        target = Path(self.options.json)
+        draft = target.with_name(target.name + ".part")
+        draft.write_text(json.dumps(document, indent=2) + "\n")
+        draft.replace(target)
+
+    def print_table(self) -> None:
+        options = self.options
+        scale, unit = (1e12, "TFLOP/s") if options.device != "cpu" else (1e9, "GFLOP/s")
+        print(f"\n{options.ranks} ranks, {options.transport}, {options.dtype}, dim {options.dim}")
+        print(
+            f"rate: {unit} of a rank, and share: of one rank alone, forward / forward+backward; the others: forward /\n"
+            "backward pass; held: bytes of a rank with its tensors; predicted: the planner's time over the measured\n"
+        )
+        columns = ("tokens", "heads", "", "rate", "share", "hidden", "sent MiB", "held MiB", "predicted")
+        print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+
+        def texts(values: Iterable[float | None], form: str, unit: float = 1) -> str:
+            all_texts = ["-" if value is None else f"{value / unit:{form}}" for value in values]
+            return "" if set(all_texts) == {"-"} else " / ".join(all_texts)
+
+        def by_pass(values: dict[str, Any], form: str, unit: float = 1) -> str:
+            return texts((values.get(name) for name in PASSES), form, unit)
+
+        order = {name: n for n, name in enumerate(dict.fromkeys(cell.name for cell in self.cells))}
+        for cell in sorted(self.cells, key=lambda c: (options.heads.index(c.heads), c.tokens, order[c.name])):
+            row = [
+                str(cell.tokens),
+                cell.heads,
+                cell.name,
+                texts((self.rate(cell, both) for both in (False, True)), ".1f" if scale < 1e12 else ".0f", scale),
+                texts((self.share(cell, both) for both in (False, True)), ".1%"),
+                by_pass(cell.hidden, ".0%"),
+                by_pass(cell.bytes_sent, ".1f", 2**20),
+                by_pass(cell.held_bytes, ".0f", 2**20),
+                texts((self.prediction_ratio(cell, name) for name in PASSES), ".2f"),
+            ]
+            print("| " + " | ".join(row) + " |")
+        print(
+            "\none rank alone with the whole sequence, forward / backward (all GPUs at once: the slowest, the fastest):"
+        )
+        for heads, by_name in self.alone.items():
+            for total in sorted(set().union(*by_name.values())):
+                pairs = [
+                    texts((rates[heads].get(name, {}).get(total) for name in PASSES), ".0f", scale)
+                    for rates in (self.alone, self.alone_fastest)
+                ]
+                print(f"  {total} tokens, {heads}: {', '.join(pairs)} {unit}")
+        problems = [f"{cell.tokens} {cell.heads} {cell.name}: {cell.problem}" for cell in self.cells if cell.problem]
+        print("\n".join(["", *problems, self.torch_problem]).rstrip(), flush=True)
+
+    def draw(self) -> None:
+        """Rates of forward+backward over tokens, a line for each way."""
+        options = self.options
+        if shutil.which("gnuplot") is None:
+            print("scaling: no plot, since gnuplot is not installed", file=sys.stderr)
+            return
+        heads = options.heads[0]
+        lines: dict[str, list[str]] = {}
+        for cell in sorted(self.cells, key=lambda c: c.tokens):
+            rate = self.rate(cell, True)
+            if cell.heads == heads and rate is not None:
+                lines.setdefault(cell.name, []).append(f"{cell.tokens} {rate / 1e12}")
+        if not lines:
+            return
+        terminal = "svg" if options.plot.endswith(".svg") else "pngcairo"
+        script = f"set terminal {terminal} size 900,600\nset output '{options.plot}'\nset logscale x 2\n"
+        script += "set yrange [0:*]\nset xlabel 'tokens of a rank'\nset key bottom right\n"
+        script += f"set ylabel 'TFLOP/s of a rank, forward+backward, heads {heads}'\n"
+        script += "plot " + ", ".join(f"'-' with linespoints title '{name}'" for name in lines) + "\n"
+        script += "".join("\n".join(rows) + "\ne\n" for rows in lines.values())
+        subprocess.run(["gnuplot"], input=script, text=True, check=True)
 
 
 def numbers(text: str) -> list[int]:
@@ -196,48 +426,57 @@ def numbers(text: str) -> list[int]:
     return [int(part.rstrip("KM")) * scales.get(part[-1], 1) for part in text.split(",")]
 
 
-def main() -> int:
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tessera", required=True, help="the command line tool")
     parser.add_argument("--ranks", type=int, required=True)
-    parser.add_argument("--device", default="cuda", help="cuda or cpu")
-    parser.add_argument("--transport", default="local", choices=("local", "nccl", "host"), help="local: threads")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="defaults for a short run")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu [cuda]")
+    parser.add_argument(
+        "--transport",
+        default="local",
+        choices=("local", "mpi", "copy", "nccl", "host"),
+        help="local: threads; mpi: processes, on GPUs the default between them",
+    )
     parser.add_argument("--tokens", type=numbers, default=numbers("8K,16K,32K,64K"), help="of a rank")
-    parser.add_argument("--heads", type=lambda text: text.split(","), default=["32:32", "32:8"])
+    parser.add_argument("--heads", type=words, default=["32:32", "32:8"])
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--dtype", help="bfloat16 on GPUs, else float32")
-    parser.add_argument("--schedules", type=lambda text: text.split(","), default=["ring", "burst"])
-    parser.add_argument("--layouts", type=lambda text: text.split(","), default=["zigzag", "striped", "contiguous"])
-    parser.add_argument("--ranks-per-node", type=int, default=0, help="for the schedule double_ring")
+    parser.add_argument("--schedules", type=words, help="ring, burst and, from 4 ranks on, double_ring")
+    parser.add_argument("--layouts", type=words, default=["zigzag", "striped", "contiguous"])
+    parser.add_argument("--ranks-per-node", type=int, default=0, help="of the double ring [half of the ranks]")
+    parser.add_argument("--alone", type=int, default=128 * 1024, help="most tokens that one rank alone is timed with")
+    parser.add_argument("--longest", action="store_true", help="then double the tokens until they do not fit")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU rank")
     parser.add_argument("--min-time", type=float, default=0.3)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds of one run")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds of one process")
+    parser.add_argument("--seconds", type=float, default=0, help="of the whole run [no bound]")
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, help="beside torch [on GPUs]")
     parser.add_argument("--python", default=sys.executable, help="one that has torch")
     parser.add_argument("--json")
     parser.add_argument("--plot")
+    given, _ = parser.parse_known_args()
+    parser.set_defaults(**PRESETS.get(given.preset, {}))
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    with_torch = options.device != "cpu" if options.torch is None else options.torch
-    cells = []
-    for heads in options.heads:
-        for tokens in options.tokens:
-            alone = None
-            for schedule in options.schedules:
-                for layout in options.layouts:
-                    cell = measure(options, schedule, layout, heads, tokens, alone is None)
-                    alone = cell.alone = cell.alone or alone
-                    cells.append(cell)
-    if with_torch:
-        cells += measure_torch(options)
-    print_table(options, cells)
-    if options.json:
-        document = {key: value for key, value in vars(options).items() if key not in ("json", "plot", "python")}
-        document["cells"] = [asdict(cell) for cell in cells]
-        Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
+    options.ranks_per_node = options.ranks_per_node or max(1, options.ranks // 2)
+    double = ["double_ring"] if options.ranks >= 4 and options.ranks % options.ranks_per_node == 0 else []
+    options.schedules = options.schedules or ["ring", "burst", *double]
+    return options
+
+
+def main() -> int:
+    options = parse()
+    scaling = Scaling(options)
+    scaling.run()
+    scaling.print_table()
     if options.plot:
-        draw(options, cells)
-    return 0
+        scaling.draw()
+    return 0 if any(cell.seconds for cell in scaling.cells) else 1
 
 
 if __name__ == "__main__":

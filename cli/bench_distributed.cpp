@@ -11,6 +11,7 @@
 #include "cli/file_io.h"
 #include "cli/measure.h"
 #include "cli/plot.h"
+#include "cli/rank_rates.h"
 #include "cli/run_plan.h"
 #include "cli/terminal.h"
 #include "tessera/attention.h"
@@ -19,8 +20,6 @@
 namespace tessera::cli {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // One rank's fastest-to-slowest middle run.
 struct RankTime {
@@ -39,7 +38,11 @@ struct RankPoint {
   DistributedFacts facts;  // of rank 0
   std::vector<RankTime> ranks;
   int runs = 0;
-  double alone_seconds = 0;  // of one rank that has the whole problem
+  // Of one rank that has the whole problem: the slowest and, of GPUs, which are timed at the same time, the fastest.
+  double alone_seconds = 0;
+  double alone_fastest_seconds = 0;
+  std::optional<Prediction> prediction;
+  std::int64_t tensor_bytes = 0;  // of rank 0, for this pass
   std::vector<std::vector<TimelineEvent>> timelines;
 
   double seconds() const {
@@ -49,66 +52,6 @@ struct RankPoint {
   }
   double efficiency() const { return alone_seconds / (seconds() * static_cast<double>(ranks.size())); }
 };
-
-// What a pair of ranks moves at once in both directions.
-struct LinkRate {
-  double bytes_per_second = 0;
-  double message_seconds = 0;
-};
-
-template <class T>
-std::vector<T> gather(Communicator& communicator, const T& mine) {
-  std::vector<T> all(static_cast<std::size_t>(communicator.size()));
-  const auto bytes = communicator.gather(std::as_bytes(std::span(&mine, 1)));
-  for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    std::memcpy(&all[rank], bytes[rank].data(), sizeof(T));
-  }
-  return all;
-}
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// The fastest of a few exchanges around the ring.
-double exchange_seconds(Communicator& communicator, std::size_t bytes) {
-  const int next = (communicator.rank() + 1) % communicator.size();
-  const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-  const auto memory = [&] { return communicator.allocate(static_cast<std::int64_t>(bytes)); };
-  const Communicator::Memory out = memory();
-  const Communicator::Memory in = memory();
-  const Device device = communicator.device();
-  std::unique_ptr<internal::DeviceStream> stream;
-  if (device.kind == DeviceKind::cuda) {
-    stream = std::make_unique<internal::DeviceStream>(device.index);
-  } else {
-    std::memset(out.get(), 0, bytes);
-  }
-  void* const handle = stream ? stream->handle() : nullptr;
-  double fastest = 1e9;
-  for (int run = 0; run < 5; ++run) {
-    gather(communicator, run);  // start together
-    const auto start = Clock::now();
-    Transfer arrives = communicator.receive(previous, 0, {in.get(), bytes}, handle);
-    Transfer leaves = communicator.send(next, 0, {out.get(), bytes}, handle);
-    communicator.flush();
-    arrives.wait(handle);
-    leaves.wait(handle);
-    if (stream) {
-      stream->synchronize();
-    }
-    fastest = std::min(fastest, seconds_since(start));
-  }
-  return fastest;
-}
-
-LinkRate measure_link(Communicator& communicator) {
-  if (communicator.size() == 1) {
-    return {};
-  }
-  const std::size_t kBytes = std::size_t{communicator.device().kind == DeviceKind::cuda ? 128U : 8U} << 20;
-  const double message = exchange_seconds(communicator, 8);
-  const double large = exchange_seconds(communicator, kBytes);
-  return {static_cast<double>(kBytes) / std::max(large - message, 1e-9), message};
-}
 
 // This rank's tokens alone, of random numbers; bias, slopes and sinks are whole.
 BenchTensors local_tensors(const Problem& whole, const RankFlags& flags, const Communicator& communicator,
@@ -128,10 +71,14 @@ RunReport timed_runs(DistributedPlan& plan, Pass pass, const BenchTensors& tenso
     return pass == Pass::forward ? plan.run(tensors.forward(), tensors.stream())
                                  : plan.run(tensors.backward(), tensors.stream());
   };
-  run();  // loads kernels
-  const double warm = run().seconds;
-  const int wanted = std::clamp(static_cast<int>(min_seconds / std::max(warm, 1e-9)), kFewestRuns, 1000);
-  runs = gather(communicator, wanted).front();
+  constexpr double kLong = 1;  // second: then the first run has warmed up enough, and one more is timed
+  const auto seconds_of_rank_0 = [&] { return gather(communicator, run().seconds).front(); };
+  double warm = seconds_of_rank_0();  // loads kernels
+  if (warm < kLong) {
+    warm = seconds_of_rank_0();
+  }
+  const int fewest = warm < kLong ? kFewestRuns : 1;
+  runs = std::clamp(static_cast<int>(min_seconds / std::max(warm, 1e-9)), fewest, 1000);
   std::vector<RunReport> reports;
   for (int n = 0; n < runs; ++n) {
     gather(communicator, n);  // start together
@@ -141,49 +88,6 @@ RunReport timed_runs(DistributedPlan& plan, Pass pass, const BenchTensors& tenso
   std::nth_element(reports.begin(), middle, reports.end(),
                    [](const RunReport& a, const RunReport& b) { return a.seconds < b.seconds; });
   return std::move(*middle);
-}
-
-// The median of the whole problem on one device.
-double seconds_on_one_device(const Problem& problem, Pass pass, const PlanOptions& options, double min_seconds,
-                             std::uint64_t seed) {
-  const BenchTensors tensors(problem, options.device, seed);
-  const Plan forward = Plan::make(problem, Pass::forward, options);
-  const PlanWorkspace forward_workspace(forward, options.device);
-  forward.run(tensors.forward(), forward_workspace.bytes(), tensors.stream());  // O and LSE for the backward pass
-  const Plan plan = Plan::make(problem, pass, options);
-  const PlanWorkspace workspace(plan, options.device);
-  const auto once = [&] {
-    return tensors.device_stream().seconds([&] {
-      if (pass == Pass::forward) {
-        plan.run(tensors.forward(), workspace.bytes(), tensors.stream());
-      } else {
-        plan.run(tensors.backward(), workspace.bytes(), tensors.stream());
-      }
-    });
-  };
-  once();
-  const double warm = once();
-  std::vector<double> seconds(
-      static_cast<std::size_t>(std::clamp(static_cast<int>(min_seconds / std::max(warm, 1e-9)), kFewestRuns, 1000)));
-  std::generate(seconds.begin(), seconds.end(), once);
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
-}
-
-double seconds_alone(const Problem& problem, Pass pass, const PlanOptions& plan, double min_seconds,
-                     std::uint64_t seed) {
-  if (plan.device.kind == DeviceKind::cuda) {
-    return seconds_on_one_device(problem, pass, plan, min_seconds, seed);
-  }
-  MeasureOptions options;
-  options.plan = plan;
-  options.impls = {plan.impl.empty() ? "flash" : plan.impl};
-  options.min_seconds = min_seconds;
-  options.seed = seed;
-  options.errors = false;
-  const Measurement one = measure(problem, pass, options).measurements.front();
-  return one.measured() ? one.median() : 0;
 }
 
 std::vector<std::vector<TimelineEvent>> gather_timelines(Communicator& communicator,
@@ -201,6 +105,21 @@ std::vector<std::vector<TimelineEvent>> gather_timelines(Communicator& communica
   return all;
 }
 
+std::int64_t bytes_of(const ConstTensorView& view) { return view.elements() * dtype_bytes(view.dtype); }
+
+// What a rank's caller holds for one pass.
+std::int64_t tensor_bytes(const BenchTensors& tensors, Pass pass) {
+  const BackwardTensors all = tensors.backward();
+  std::int64_t bytes = 0;
+  for (const ConstTensorView& view : {all.q, all.k, all.v, all.out, all.lse}) {
+    bytes += bytes_of(view);
+  }
+  if (pass == Pass::backward) {
+    bytes += bytes_of(all.dout) + bytes_of(all.dq) + bytes_of(all.dk) + bytes_of(all.dv);
+  }
+  return bytes;
+}
+
 RankPoint measure_point(const RankBench& bench, const RankFlags& flags, const Problem& problem, Pass pass,
                         Communicator& communicator) {
   RankPoint point;
@@ -215,6 +134,7 @@ RankPoint measure_point(const RankBench& bench, const RankFlags& flags, const Pr
   DistributedPlan plan = DistributedPlan::make(problem, pass, communicator, options);
   const RunReport report = timed_runs(plan, pass, tensors, communicator, bench.min_seconds, point.runs);
   point.facts = plan.facts();
+  point.tensor_bytes = tensor_bytes(tensors, pass);
   point.ranks = gather(communicator,
                        RankTime{report.seconds, report.compute_seconds, report.wait_seconds, report.transfer_seconds,
                                 report.share_hidden(), report.traffic.bytes_sent, plan.facts().flops_of_pairs});
@@ -222,8 +142,21 @@ RankPoint measure_point(const RankBench& bench, const RankFlags& flags, const Pr
   return point;
 }
 
+// On every GPU at once, as the ring has them: one that is slower than the others, or all that draw power, is not the ring's.
+void measure_alone(RankPoint& point, const RankBench& bench, Communicator& communicator) {
+  PlanOptions plan = bench.plan;
+  plan.device = communicator.device();
+  gather(communicator, 0);  // start together
+  const std::vector<double> all =
+      gather(communicator, seconds_alone(point.problem, point.pass, plan, bench.min_seconds, bench.seed));
+  const auto [fastest, slowest] = std::minmax_element(all.begin(), all.end());
+  point.alone_seconds = *slowest;
+  point.alone_fastest_seconds = *fastest;
+}
+
 void print_points(const std::vector<RankPoint>& points) {
-  Table table({"pass", "seq", "rank", "time", "compute", "waited", "hidden", "sent", "one rank alone", "efficiency"});
+  Table table({"pass", "seq", "rank", "time", "compute", "waited", "hidden", "sent", "one rank alone", "efficiency",
+               "predicted"});
   for (const RankPoint& point : points) {
     for (std::size_t rank = 0; rank < point.ranks.size(); ++rank) {
       const RankTime& one = point.ranks[rank];
@@ -233,14 +166,17 @@ void print_points(const std::vector<RankPoint>& points) {
                  std::to_string(rank), time_text(one.seconds), time_text(one.compute_seconds),
                  time_text(one.wait_seconds), fmt::format("{:.0f} %", 100 * one.share_hidden),
                  bytes_text(static_cast<double>(one.bytes_sent)), first && alone ? time_text(point.alone_seconds) : "",
-                 first && alone ? fmt::format("{:.1f} %", 100 * point.efficiency()) : ""});
+                 first && alone ? fmt::format("{:.1f} %", 100 * point.efficiency()) : "",
+                 first && point.prediction ? time_text(point.prediction->seconds) : ""});
     }
   }
   fmt::print("\n{}\n", table.text());
   fmt::print(
       "time: the median run of each rank; hidden: the share of the time of transfers that was not waited for;\n"
-      "efficiency: the time of one rank that has the whole problem, over the ranks' number and the slowest one's "
-      "time\n");
+      "efficiency: the time of one rank that has the whole problem (of GPUs, all at once, the slowest), over the "
+      "ranks' "
+      "number and the slowest one's time;\npredicted: by the cost model, from kernels, links and sums that were timed "
+      "alone\n");
 }
 
 nlohmann::ordered_json json_of(const RankPoint& point) {
@@ -261,23 +197,25 @@ nlohmann::ordered_json json_of(const RankPoint& point) {
           {"schedule", schedule_name(point.facts.schedule)},
           {"queries_travel", point.facts.queries_travel},
           {"memory_bytes", point.facts.memory_bytes},
+          {"tensor_bytes", point.tensor_bytes},
           {"runs", point.runs},
           {"seconds", point.seconds()},
           {"one_rank_seconds", point.alone_seconds},
+          {"one_rank_fastest_seconds", point.alone_fastest_seconds},
+          {"predicted_seconds", point.prediction ? point.prediction->seconds : 0},
           {"efficiency", point.efficiency()},
           {"ranks", ranks}};
 }
 
-void write_json(const RankBench& bench, const RankFlags& flags, const Communicator& communicator, const LinkRate& link,
-                const std::vector<RankPoint>& points) {
-  nlohmann::ordered_json document{
-      {"tessera", kVersion},
-      {"transport", communicator.name()},
-      {"ranks", communicator.size()},
-      {"ranks_per_node", points.front().facts.ranks_per_node},
-      {"layout", layout_name(flags.layout)},
-      {"link", {{"bytes_per_second", link.bytes_per_second}, {"message_seconds", link.message_seconds}}},
-      {"points", nlohmann::ordered_json::array()}};
+void write_json(const RankBench& bench, const RankFlags& flags, const Communicator& communicator,
+                const RankRates& rates, const std::vector<RankPoint>& points) {
+  nlohmann::ordered_json document{{"tessera", kVersion},
+                                  {"transport", communicator.name()},
+                                  {"ranks", communicator.size()},
+                                  {"ranks_per_node", points.front().facts.ranks_per_node},
+                                  {"layout", layout_name(flags.layout)},
+                                  {"rates", rates.to_json()},
+                                  {"points", nlohmann::ordered_json::array()}};
   for (const RankPoint& point : points) {
     document["points"].push_back(json_of(point));
   }
@@ -297,21 +235,39 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
     require_gnuplot();
   }
   return run_ranks(flags, bench.plan.device, [&](Communicator& communicator) {
-    const LinkRate link = measure_link(communicator);
+    RankRates rates = flags.baseline ? measure_rates(communicator) : RankRates{};
     std::vector<RankPoint> points;
     for (const Pass pass : bench.passes) {
       for (const Problem& problem : bench.problems) {
         points.push_back(measure_point(bench, flags, problem, pass, communicator));
+        if (flags.baseline) {
+          measure_kernels(problem, pass, flags.options(bench.plan, communicator), bench.min_seconds, communicator,
+                          rates);
+          if (!rates.cpu_ranks) {
+            measure_alone(points.back(), bench, communicator);
+          }
+        }
+        if (communicator.rank() == 0 && !bench.json.empty()) {  // what there is, should a later one fail
+          write_json(bench, flags, communicator, rates, points);
+        }
       }
     }
     if (communicator.rank() != 0) {
       return 0;
     }
-    for (RankPoint& point : points) {  // the others have left, and are not kept waiting
+    for (RankPoint& point : points) {
       if (!flags.baseline) {
         continue;
       }
-      point.alone_seconds = seconds_alone(point.problem, point.pass, bench.plan, bench.min_seconds, bench.seed);
+      if (rates.cpu_ranks) {  // the others have left, so that all cores are there, and are not kept waiting
+        point.alone_seconds = point.alone_fastest_seconds =
+            seconds_alone(point.problem, point.pass, bench.plan, bench.min_seconds, bench.seed);
+      }
+      const ClusterRates measured = rates.of(point.pass);
+      if (communicator.size() > 1 && measured.flops_per_second > 0) {
+        point.prediction =
+            predict(point.problem, point.pass, communicator.size(), flags.options(bench.plan, communicator), measured);
+      }
     }
     const RankPoint& last = points.back();
     const std::string title = fmt::format("{} ranks ({}), {} layout, {}", communicator.size(), communicator.name(),
@@ -319,7 +275,7 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
     fmt::print("{}\n{}\n", bold(title), last.problem.describe());
     print_points(points);
     if (!bench.json.empty()) {
-      write_json(bench, flags, communicator, link, points);
+      write_json(bench, flags, communicator, rates, points);
       fmt::print("figures written to {}\n", bench.json);
     }
     if (!bench.plot.empty()) {

@@ -1,7 +1,6 @@
 #include "cli/bench_tensors.h"
 
 #include "cuda/blocks.h"
-#include "tessera/error.h"
 
 namespace tessera::cli {
 
@@ -12,14 +11,14 @@ BenchTensors::BenchTensors(const Problem& problem, const Device& device, std::ui
     host_ = std::make_unique<ProblemTensors>(problem, options);
     return;
   }
-  if (problem.bias_shape || problem.alibi || problem.sinks) {
-    throw Error(ErrorCode::unsupported, "a bias, ALiBi or sinks on GPUs are not timed over ranks");
-  }
   stream_ = std::make_unique<internal::DeviceStream>(device.index);
-  const auto random = [&](DType dtype, bool queries, std::int64_t dim) {
-    const TensorView view = take(dtype, token_shape(problem, queries, dim));
+  const auto noise = [&](DType dtype, const std::vector<std::int64_t>& shape) {
+    const TensorView view = take(dtype, shape);
     internal::device_noise(view, static_cast<std::uint32_t>(seed * 16 + memory_.size()), stream_->handle());
     return view;
+  };
+  const auto random = [&](DType dtype, bool queries, std::int64_t dim) {
+    return noise(dtype, token_shape(problem, queries, dim));
   };
   const DType out = problem.out_dtype();
   views_.q = random(problem.dtype, true, problem.dim_qk);
@@ -31,6 +30,15 @@ BenchTensors::BenchTensors(const Problem& problem, const Device& device, std::ui
   views_.dq = take(out, token_shape(problem, true, problem.dim_qk));
   views_.dk = take(out, token_shape(problem, false, problem.dim_qk));
   views_.dv = take(out, token_shape(problem, false, problem.dim_v));
+  if (problem.bias_shape) {
+    views_.score.bias = noise(problem.bias_dtype, {problem.bias_shape->begin(), problem.bias_shape->end()});
+  }
+  if (problem.alibi) {
+    views_.score.alibi_slopes = noise(DType::float32, {problem.heads_q});
+  }
+  if (problem.sinks) {
+    views_.score.sinks = noise(DType::float32, {problem.heads_q});
+  }
   stream_->synchronize();
 }
 
@@ -42,7 +50,7 @@ TensorView BenchTensors::take(DType dtype, const std::vector<std::int64_t>& shap
 }
 
 ForwardTensors BenchTensors::forward() const {
-  return host_ ? host_->forward() : ForwardTensors{views_.q, views_.k, views_.v, out_, lse_, {}};
+  return host_ ? host_->forward() : ForwardTensors{views_.q, views_.k, views_.v, out_, lse_, views_.score};
 }
 
 BackwardTensors BenchTensors::backward() const { return host_ ? host_->backward() : views_; }

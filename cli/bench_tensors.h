@@ -12,7 +12,6 @@ namespace tessera::cli {
 
 class BenchTensors {
  public:
-  // Throws Error(unsupported) for a bias, slopes or sinks on a GPU.
   BenchTensors(const Problem& problem, const Device& device, std::uint64_t seed);
 
   ForwardTensors forward() const;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr double kFloat32Allowed = 2e-6;
 constexpr double kFloat64Allowed = 1e-11;
+constexpr double kTf32Roundoff = 0x1p-11;
 // A baseline that is wrong must not excuse the others.
 constexpr double kMostRoundings = 8;
 // Of fewer numbers than this the baseline may have hit the oracle by luck.
@@ -139,17 +140,27 @@ std::vector<Output> outputs_of(const ProblemTensors& tensors, bool backward) {
   return result;
 }
 
-// What a float32 score keeps of its digits: a score of size L is exact to L roundings, and so, relatively, is its weight.
-double score_rounding(std::span<const double> oracle_lse) {
+double largest_score(std::span<const double> oracle_lse) {
   double largest = 0;
   for (const double lse : oracle_lse) {
     largest = std::max(largest, std::isfinite(lse) ? std::abs(lse) : 0);
   }
-  return std::min(largest * unit_roundoff(DType::float32), kMostScoreRounding);
+  return largest;
 }
 
-double allowed_error(const Problem& problem, const Output& output, std::optional<double> standard_error,
-                     std::span<const double> oracle_lse) {
+// What a float32 score keeps of its digits: a score of size L is exact to L roundings, and so, relatively, is its weight.
+double score_rounding(std::span<const double> oracle_lse) {
+  return std::min(largest_score(oracle_lse) * unit_roundoff(DType::float32), kMostScoreRounding);
+}
+
+// The same where both factors of each product are rounded, which makes half a rounding of a score on average.
+double tf32_allowed(std::span<const double> oracle_lse) {
+  constexpr double kRoundings = 6;
+  return kTf32Roundoff * std::max(kRoundings, largest_score(oracle_lse) / 2);
+}
+
+double allowed_error(const Problem& problem, const PlanOptions& plan, const Output& output,
+                     std::optional<double> standard_error, std::span<const double> oracle_lse) {
   if (problem.dtype == DType::float64) {
     return kFloat64Allowed;
   }
@@ -157,6 +168,9 @@ double allowed_error(const Problem& problem, const Output& output, std::optional
   // Sums of many gradients of either sign.
   const bool reduced = few && (output.name == "dbias" || output.name == "dsinks");
   const double slack = reduced ? kReducedSlack : 1;
+  if (problem.dtype == DType::float32 && plan.float32_products == Float32Products::tf32) {
+    return tf32_allowed(oracle_lse) * slack;
+  }
   const double float32_allowed = std::max(kFloat32Allowed, score_rounding(oracle_lse)) * slack;
   if (problem.dtype == DType::float32) {
     return float32_allowed;
@@ -201,7 +215,7 @@ class Judge {
 
   bool has_standard() const { return !standard_.empty(); }
 
-  std::vector<OutputCheck> check(const std::vector<Output>& found) {
+  std::vector<OutputCheck> check(const std::vector<Output>& found, const PlanOptions& plan) {
     std::vector<OutputCheck> checks;
     for (std::size_t i = 0; i < found.size(); ++i) {
       const std::vector<double>& expected = expected_[i].values;
@@ -211,7 +225,7 @@ class Judge {
         standard_error = compare(standard_[i].values, expected, found[i].dtype).relative();
       }
       OutputCheck check{found[i].name, difference.relative(), 0, false, ""};
-      check.allowed = allowed_error(problem_, found[i], standard_error, expected_[kLseOutput].values);
+      check.allowed = allowed_error(problem_, plan, found[i], standard_error, expected_[kLseOutput].values);
       if (difference.mismatch) {
         check.mismatch = describe_mismatch(found[i], expected, *difference.mismatch);
       } else if (!found[i].gaps_intact) {
@@ -300,7 +314,7 @@ std::vector<CheckResult> check_problem(const Problem& problem, const CheckOption
       judge.emplace(problem, options, tensors);
     }
     result.has_standard = judge->has_standard();
-    result.outputs = judge->check(outputs_of(tensors, options.backward));
+    result.outputs = judge->check(outputs_of(tensors, options.backward), plan);
     results.push_back(std::move(result));
   }
   return results;
@@ -310,7 +324,7 @@ CheckResult check_outputs(const ProblemTensors& computed, const CheckOptions& op
   Judge judge(computed.problem(), options, computed);
   CheckResult result;
   result.has_standard = judge.has_standard();
-  result.outputs = judge.check(outputs_of(computed, options.backward));
+  result.outputs = judge.check(outputs_of(computed, options.backward), options.plan);
   return result;
 }
 

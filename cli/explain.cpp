@@ -79,7 +79,7 @@ int explain(const ExplainFlags& flags) {
   const Plan plan = Plan::make(problem, flags.pass, flags.plan);
   fmt::print("{}", plan.explain(rates_of(flags.plan.device, plan.facts())));
   if (flags.draw) {
-    print_mask(problem);
+    print_mask(lower_mask_function(problem));
   }
   return 0;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <memory>
 #include <set>
 #include <sstream>
 #include <string>
@@ -11,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/flag_values.h"
 #include "cli/ranks.h"
+#include "cli/support.h"
 #include "cli/terminal.h"
 #include "cuda/memory.h"
 #include "tessera/error.h"
@@ -131,7 +133,16 @@ Command add_info(::CLI::App& root) {
   ::CLI::App* app = root.add_subcommand("info", "What this build and this machine have");
   auto measure = std::make_shared<bool>(false);
   app->add_flag("--peak", *measure, "measure the FMA peak, and the matrix rate of GPUs, too");
-  return {app, [measure] { return print_info(*measure); }};
+  auto support = std::make_shared<std::string>();
+  add_word(*app, "--support", "print which Impl takes which feature instead, as the page docs/support.md or as JSON",
+           {"markdown", "json"}, [support](const std::string& word) { *support = word; });
+  return {app, [measure, support] {
+            if (support->empty()) {
+              return print_info(*measure);
+            }
+            fmt::print("{}", *support == "json" ? support_json() : support_markdown());
+            return 0;
+          }};
 }
 
 }  // namespace tessera::cli

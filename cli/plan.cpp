@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
 #include "cli/problem_flags.h"
+#include "cli/rank_rates.h"
 #include "cli/terminal.h"
 #include "core/fail.h"
 #include "tessera/distributed.h"
@@ -26,7 +28,8 @@ struct PlanFlags {
   int nodes = 1;
   ClusterRates rates;        // of the forward pass, in FLOP/s and bytes per second
   double backward_rate = 0;  // FLOP/s; 0: as forward
-  std::string measured;
+  std::optional<RankRates> measured;
+  std::string measured_path;
   std::string json;
 };
 
@@ -37,39 +40,37 @@ struct Row {
   Prediction prediction;
 };
 
-// The rates of the longest problem in what `tessera bench --distributed --json` wrote.
-void read_measured(PlanFlags& flags) {
-  const auto fail = [&](const std::string& why) {
-    throw Error(ErrorCode::io, "--measured: " + flags.measured + ": " + why);
-  };
+// What `tessera bench --distributed --json` wrote.
+RankRates read_measured(const std::string& path) {
+  const auto fail = [&](const std::string& why) { throw Error(ErrorCode::io, "--measured: " + path + ": " + why); };
+  RankRates rates;
   try {
-    const std::vector<std::byte> bytes = read_file(flags.measured);
+    const std::vector<std::byte> bytes = read_file(path);
     const auto document = nlohmann::json::parse(reinterpret_cast<const char*>(bytes.data()),
                                                 reinterpret_cast<const char*>(bytes.data()) + bytes.size());
-    const double link = document.at("link").at("bytes_per_second");
-    flags.rates.node_bytes_per_second = link;
-    flags.rates.network_bytes_per_second = link;
-    flags.rates.message_seconds = document.at("link").at("message_seconds");
-    for (const auto& point : document.at("points")) {  // in order of their length
-      double flops = 0;
-      double seconds = 0;
-      for (const auto& rank : point.at("ranks")) {
-        flops += rank.at("flops_of_pairs").get<double>();
-        seconds += rank.at("compute_seconds").get<double>();
-      }
-      (point.at("pass") == pass_name(Pass::forward) ? flags.rates.flops_per_second : flags.backward_rate) =
-          flops / seconds;
-    }
+    rates = RankRates::from_json(document.at("rates"));
   } catch (const nlohmann::json::exception& error) {
     fail(std::string("not what bench --distributed writes: ") + error.what());
   }
+  if (rates.forward.empty() && rates.backward.empty()) {
+    fail("no kernels were timed; accepted: what bench writes without --no-baseline");
+  }
+  if (!(rates.link_bytes_per_second > 0)) {
+    fail("no link was timed; accepted: what two or more ranks write");
+  }
+  return rates;
 }
 
 std::vector<Row> predict_all(const Problem& problem, const PlanFlags& flags) {
   std::vector<Row> rows;
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     ClusterRates rates = flags.rates;
-    if (pass == Pass::backward && flags.backward_rate > 0) {
+    if (flags.measured) {
+      rates = flags.measured->of(pass);
+      if (rates.kernels.empty()) {
+        continue;
+      }
+    } else if (pass == Pass::backward && flags.backward_rate > 0) {
       rates.flops_per_second = flags.backward_rate;
     }
     for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst, RingSchedule::double_ring}) {
@@ -109,6 +110,9 @@ void print_rows(const std::vector<Row>& rows) {
   }
   fmt::print("\n{}\n", table.text());
   for (const Pass pass : {Pass::forward, Pass::backward}) {
+    if (std::none_of(rows.begin(), rows.end(), [&](const Row& row) { return row.pass == pass; })) {
+      continue;
+    }
     const auto best = std::min_element(rows.begin(), rows.end(), [&](const Row& a, const Row& b) {
       return std::pair(a.pass != pass, a.prediction.seconds) < std::pair(b.pass != pass, b.prediction.seconds);
     });
@@ -148,8 +152,9 @@ int plan(PlanFlags flags) {
   if (!flags.json.empty()) {
     require_writable(flags.json);
   }
-  if (!flags.measured.empty()) {
-    read_measured(flags);
+  if (!flags.measured_path.empty()) {
+    flags.measured = read_measured(flags.measured_path);
+    flags.rates = flags.measured->of(flags.measured->forward.empty() ? Pass::backward : Pass::forward);
   }
   if (!(flags.rates.flops_per_second > 0)) {
     internal::fail_argument("--rate", "absent", "the TFLOP/s of a rank's kernel, or --measured FILE");
@@ -195,7 +200,7 @@ Command add_plan(::CLI::App& root) {
   rate("--latency", "microseconds that every message takes besides [10]", 1e-6, flags->rates.message_seconds);
   rate("--rate", "TFLOP/s of a rank's kernel, forward", 1e12, flags->rates.flops_per_second);
   rate("--backward-rate", "the same of the backward pass [--rate]", 1e12, flags->backward_rate);
-  app->add_option("--measured", flags->measured, "take the rates from what bench --distributed --json wrote")
+  app->add_option("--measured", flags->measured_path, "take the rates from what bench --distributed --json wrote")
       ->type_name("FILE");
   app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
   app->footer(

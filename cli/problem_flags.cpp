@@ -204,6 +204,7 @@ void ProblemFlags::add_options(::CLI::App& app) {
   add_number(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](double x) {
     softcap_ = static_cast<float>(x);
   })->group(kScoreGroup);
+  functions_.add(app, kMaskGroup, kScoreGroup);
   add_dropout(app);
 }
 
@@ -352,6 +353,7 @@ Problem ProblemFlags::complete(Problem shaped, bool from_flags) const {
   shaped.key_lengths = key_lengths_;
   shaped.scale = scale_;
   shaped.softcap = softcap_;
+  functions_.apply(shaped);
   shaped.dropout = dropout_;
   validate_flags(shaped, from_flags);  // the mask below indexes the lengths
   shaped.mask = mask(shaped);
@@ -467,6 +469,10 @@ void add_plan_flags(::CLI::App& app, PlanOptions& options, ProblemFlags* problem
   app.add_flag_callback(
          "--nondeterministic", [&options] { options.deterministic = false; },
          "backward on cuda: add the terms of dQ in any order")
+      ->group(kPlanGroup);
+  add_word(app, "--float32-products", "products of float32 inputs: within the contract, or rounded to TF32 [exact]",
+           {"exact", "tf32"},
+           [&options](const std::string& word) { options.float32_products = float32_products_from_name(word); })
       ->group(kPlanGroup);
 }
 

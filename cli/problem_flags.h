@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/block_flags.h"
+#include "cli/function_flags.h"
 #include "cli/problem_tensors.h"
 #include "tessera/plan.h"
 
@@ -77,6 +78,7 @@ class ProblemFlags {
   bool sinks_ = false;
   std::string bias_;  // letters of the axes that the bias has, or "1"
   std::optional<DType> bias_dtype_;
+  FunctionFlags functions_;
   Dropout dropout_;
 };
 

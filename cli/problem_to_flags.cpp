@@ -89,6 +89,7 @@ std::string to_flags(const Problem& problem, const TensorOptions& options) {
     }
     add(true, fmt::format("--bias {} --bias-dtype {}", axes.empty() ? "1" : axes, dtype_name(problem.bias_dtype)));
   }
+  flags += function_flags(problem);
   const Dropout& dropout = problem.dropout;
   add(dropout.probability != 0, fmt::format("--dropout {}", dropout.probability));
   add(dropout.seed != 0, fmt::format("--dropout-seed {}", dropout.seed));

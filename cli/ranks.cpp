@@ -64,6 +64,9 @@ int local_rank(const Communicator& communicator) {
 // The ranks of `host`, with messages in the memory of a GPU each.
 std::unique_ptr<Communicator> on_devices(std::unique_ptr<Communicator> host, const RankFlags& flags,
                                          const Device& device) {
+  if (flags.transport == "copy" || (flags.transport.empty() && !copies_missing(*host, device))) {
+    return copy_communicator(std::move(host), {device, flags.communicator});
+  }
   const bool by_nccl = flags.transport == "nccl" || (flags.transport.empty() && !nccl_missing());
   return by_nccl ? nccl_communicator(std::move(host), {device, flags.communicator})
                  : staged_communicator(std::move(host), device);
@@ -139,8 +142,9 @@ void RankFlags::add(::CLI::App& app) {
     links.ranks_per_node = static_cast<int>(n);
   })->group(kRankGroup);
   app.add_flag("!--no-baseline", baseline, "bench: do not time one rank that has the whole problem")->group(kRankGroup);
-  add_word(app, "--transport", "between GPUs of processes [nccl where it is found, else host]", {"nccl", "host"},
-           [this](const std::string& word) { transport = word; })
+  add_word(app, "--transport",
+           "between GPUs of processes [copy on one machine, else nccl where it is found, else host]",
+           {"nccl", "copy", "host"}, [this](const std::string& word) { transport = word; })
       ->group(kRankGroup);
   add_integer(app, "--timeout", "seconds after which a silent rank is an error [60]", 1, 1 << 20, [this](auto n) {
     communicator.timeout = std::chrono::seconds(n);

@@ -18,7 +18,7 @@ struct RankFlags {
   Links links;
   CommunicatorOptions communicator;
   bool baseline = true;   // bench: time one rank alone, too
-  std::string transport;  // between GPUs of processes: "nccl", "host", or empty for the first that is there
+  std::string transport;  // between GPUs of processes: "nccl", "copy", "host", or empty for the first that is there
 
   void add(::CLI::App& app);
   // With the device of this rank in place of the plan's.

@@ -133,6 +133,10 @@ class Block {
     problem.dropout.batch_start += batch_;
     problem.dropout.head_start += first_head();
     problem.dropout.query_start += first_row_;
+    Positions& positions = problem.function_positions;
+    positions.batch_start += static_cast<int>(batch_);
+    positions.head_start += static_cast<int>(first_head());
+    positions.query_start += static_cast<int>(first_row_) * positions.query_stride;
     const Mask& mask = whole_.mask;
     Mask block = Mask::window(mask.left(), mask.right());
     if (mask.has_segments()) {

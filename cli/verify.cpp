@@ -110,10 +110,11 @@ void print_failure(const RandomProblem& random, const CheckResult& result, const
   fmt::print("{} problem {}: {}\n", red("FAIL"), index, random.problem.describe());
   print_checks(result);
   const PlanOptions& plan = flags.options.plan;
-  fmt::print("again: tessera verify {}{}{}{}{}{}\n\n", to_flags(random.problem, random.tensors),
+  fmt::print("again: tessera verify {}{}{}{}{}{}{}\n\n", to_flags(random.problem, random.tensors),
              plan.device == Device{} ? "" : " --device " + device_text(plan.device),
-             plan.deterministic ? "" : " --nondeterministic", plan.impl.empty() ? "" : " --impl " + plan.impl,
-             plan.isa.empty() ? "" : " --isa " + plan.isa,
+             plan.deterministic ? "" : " --nondeterministic",
+             plan.float32_products == Float32Products::exact ? "" : " --float32-products tf32",
+             plan.impl.empty() ? "" : " --impl " + plan.impl, plan.isa.empty() ? "" : " --isa " + plan.isa,
              plan.threads == 0 ? "" : fmt::format(" --threads {}", plan.threads));
 }
 

@@ -1,10 +1,14 @@
 // tessera warm: the kernels of problems, compiled before they are needed.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cli/commands.h"
@@ -56,37 +60,71 @@ std::vector<Problem> read_problems(const WarmFlags& flags) {
   return problems;
 }
 
+struct WarmRow {
+  const Problem* problem = nullptr;
+  Pass pass = Pass::forward;
+  std::string impl, kernels;
+  double seconds = 0;
+  std::exception_ptr failure;
+};
+
 // Making a plan compiles its kernels. What is not taken by any Impl is said, and the others are still warmed.
+void warm_row(WarmRow& row, const PlanOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    const Plan plan = Plan::make(*row.problem, row.pass, options);
+    row.impl = plan.facts().impl;
+    for (const KernelFacts& kernel : plan.facts().kernels) {
+      row.kernels += (row.kernels.empty() ? "" : " ") + kernel.name;
+    }
+  } catch (const Error& error) {
+    row.impl = "none";
+    row.kernels = error.what();
+    row.failure = error.code() == ErrorCode::unsupported ? nullptr : std::current_exception();
+  }
+  row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The rows at the same time, as many as there are cores.
+void warm_rows(std::vector<WarmRow>& rows, const PlanOptions& options) {
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t n = next++; n < rows.size(); n = next++) {
+      warm_row(rows[n], options);
+    }
+  };
+  std::vector<std::thread> threads(
+      std::min<std::size_t>(rows.size(), std::max(1U, std::thread::hardware_concurrency())));
+  for (std::thread& thread : threads) {
+    thread = std::thread(work);
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+}
+
 int warm(const WarmFlags& flags) {
   const std::vector<Problem> problems = read_problems(flags);
   if (flags.plan.device.kind != DeviceKind::cuda) {
     internal::fail_argument("--device", "cpu", "cuda, cuda:0, cuda:1, ..");
   }
   internal::cuda_device(flags.plan.device.index);
-  Table table({"problem", "pass", "Impl", "kernels", "time"});
-  int refused = 0;
+  std::vector<WarmRow> rows;
   for (const Problem& problem : problems) {
     for (const Pass pass : {Pass::forward, Pass::backward}) {
-      const auto start = std::chrono::steady_clock::now();
-      std::string impl;
-      std::string kernels;
-      try {
-        const Plan plan = Plan::make(problem, pass, flags.plan);
-        impl = plan.facts().impl;
-        for (const KernelFacts& kernel : plan.facts().kernels) {
-          kernels += (kernels.empty() ? "" : " ") + kernel.name;
-        }
-      } catch (const Error& error) {
-        if (error.code() != ErrorCode::unsupported) {
-          throw;
-        }
-        impl = "none";
-        kernels = error.what();
-        ++refused;
-      }
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-      table.add({problem.describe(), std::string(pass_name(pass)), impl, kernels, time_text(seconds.count())});
+      rows.push_back({&problem, pass, {}, {}, 0, nullptr});
     }
+  }
+  warm_rows(rows, flags.plan);
+  Table table({"problem", "pass", "Impl", "kernels", "time"});
+  int refused = 0;
+  for (const WarmRow& row : rows) {
+    if (row.failure) {
+      std::rethrow_exception(row.failure);
+    }
+    refused += row.impl == "none" ? 1 : 0;
+    table.add(
+        {row.problem->describe(), std::string(pass_name(row.pass)), row.impl, row.kernels, time_text(row.seconds)});
   }
   fmt::print("{}\n", table.text());
   return refused == 0 ? 0 : 1;

@@ -2,8 +2,8 @@
 #
 # A row NAME(columns..., build set) of a src/cuda/**/table.def, for each mask and dtype, is one image; what the row means is
 # up to the kernel.cuh beside the table, whose macro NAME_INSTANCE(image, columns..., mask, dtype) defines the kernel.
-# A row TESSERA_SM80_NAME(inputs, columns..., build set), or of TESSERA_DECODE, is one image for each dtype of its inputs, half or
-# float32.
+# A row TESSERA_SM80_NAME(inputs, columns..., build set), or of TESSERA_DECODE, is one image for each dtype of its inputs: half,
+# float32 or tf32.
 # A src/cuda/common/<name>.cu, for every GPU, or src/cuda/sm90/<name>.cu is the image <name>.
 set(TESSERA_KERNEL_MASKS dense causal window)
 # A row NAME_LISTED(...) is one of NAME for this mask alone.
@@ -11,9 +11,10 @@ set(TESSERA_KERNEL_MASKS_LISTED listed)
 set(TESSERA_KERNEL_DTYPES bfloat16 float16)
 # Of the rows of the build set `default`, when no more than these are built.
 set(TESSERA_KERNEL_DEFAULT_DTYPES bfloat16 float16)
-set(TESSERA_KERNEL_INPUTS half float32)
+set(TESSERA_KERNEL_INPUTS half float32 tf32)
 set(TESSERA_KERNEL_INPUTS_half bfloat16)
 set(TESSERA_KERNEL_INPUTS_float32 float32)
+set(TESSERA_KERNEL_INPUTS_tf32 tf32)
 if(TESSERA_CUDA_KERNELS STREQUAL "all")
   list(APPEND TESSERA_KERNEL_INPUTS_half float16)
 endif()

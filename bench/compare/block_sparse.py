@@ -92,16 +92,18 @@ class Flex:
         )
 
     def call(self, tensors: Tensors, kept: torch.Tensor, backward: bool) -> Call:
+        return self.call_with(tensors, backward, block_mask=self.block_mask(kept, tensors[0].shape[1]))
+
+    def call_with(self, tensors: Tensors, backward: bool, **options: Any) -> Call:
         leaves = torch_leaves(tensors[:3])
-        mask = self.block_mask(kept, tensors[0].shape[1])
         if not backward:
 
             def forward() -> Tensors:
                 with torch.no_grad():
-                    return (self.attention(*leaves, block_mask=mask).transpose(1, 2),)
+                    return (self.attention(*leaves, **options).transpose(1, 2),)
 
             return forward
-        out = self.attention(*leaves, block_mask=mask)
+        out = self.attention(*leaves, **options)
         dout = tensors[3].transpose(1, 2)
 
         def gradients() -> Tensors:
@@ -288,8 +290,15 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     device = gpu.CudaDevice(arguments.method)
     peer = None if reason else Flex()
-    rows, lines = [], []
+    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     environment = device.describe()
+
+    def save() -> None:
+        if arguments.json:
+            record = {"environment": environment, "flex_missing": reason, "rows": rows, "lines": lines}
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
     print(", ".join(f"{key} {value}" for key, value in environment.items() if value))
     print(
         f"{HEADS} heads, {DTYPE}, blocks of {BLOCK} x {BLOCK}; TFLOP/s of the kept blocks\n\n{'pass':8} {'dim':>3} "
@@ -303,12 +312,11 @@ def main(arguments: argparse.Namespace) -> int:
                 for case in (x for x in cases if (x.dim, x.seq) == (dim, seq)):
                     rows.append(comparison.run(case, backward))
                     print_row(rows[-1])
-                if seq == LINE_LENGTH:
+                    save()
+                if seq == LINE_LENGTH and not arguments.no_lines:
                     lines.append(density_line(comparison, backward))
+                    save()
             del comparison
-    if arguments.json:
-        record = {"environment": environment, "flex_missing": reason, "rows": rows, "lines": lines}
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     disagreements = [row for row in rows if not row["agree"]]
     if disagreements:
         print(f"\n{len(disagreements)} results disagree", file=sys.stderr)

@@ -88,7 +88,7 @@ def measure(mesh: Any, options: argparse.Namespace, heads: str, tokens: int, met
         "tokens": tokens,
         "heads": heads,
         "seconds": {"forward": forward, "backward": together - forward},
-        "memory_bytes": torch.cuda.max_memory_allocated(),
+        "held_bytes": {"backward": torch.cuda.max_memory_allocated()},
     }
 
 
@@ -107,8 +107,10 @@ def worker(rank: int, options: argparse.Namespace) -> None:
                     if rank == 0:
                         print(f"context_parallel: {method}, heads {heads}: {error}", file=sys.stderr)
                 torch.cuda.empty_cache()
-    if rank == 0:
-        Path(options.json).write_text(json.dumps(cells))
+                if rank == 0:  # what there is, should a later cell never end
+                    draft = Path(options.json + ".part")
+                    draft.write_text(json.dumps(cells))
+                    draft.replace(options.json)
     dist.destroy_process_group()
 
 

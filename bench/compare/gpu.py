@@ -55,6 +55,14 @@ class CudaDevice:
     def l2_bytes(self) -> int:
         return int(self.properties.L2_cache_size)
 
+    def bytes_in_use(self, release: bool = False) -> int:
+        """By everyone, with all that torch ever had at once, unless it is told to release that first."""
+        self.stream.synchronize()
+        if release:
+            torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
     def active(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self.stream)
 

@@ -32,6 +32,8 @@ struct AttentionOptions {
   std::optional<float> scale{};
   float softcap = 0.0F;
   Dropout dropout{};
+  std::optional<ScoreFunction> score_function{};
+  std::optional<MaskFunction> mask_function{};
 };
 
 // The Problem that q [batch, seq_q, heads_q, dim_qk], k [batch, seq_k, heads_kv, dim_qk], v [batch, seq_k, heads_kv, dim_v]

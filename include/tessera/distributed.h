@@ -89,7 +89,7 @@ std::vector<DistributedFacts> distributed_facts(const Problem& whole, Pass pass,
 //
 // `whole` is the whole problem, the same on every rank: seq_q, seq_k, the mask's segments, key_lengths and dropout's
 // positions are those of the whole sequences. Every feature of Problem is there but the ragged layout (pack the sequences
-// with Mask::segments), block masks and float64.
+// with Mask::segments), a cache of keys and float64.
 //
 // Tensors of a rank: tokens are those that SequenceLayout gives it, of seq_q for q, out, lse, dout, dlse, dq and of seq_k for
 // k, v, dk, dv. Bias, slopes and sinks are those of the whole problem on every rank. dbias, as large as the bias, and dsinks
@@ -121,6 +121,14 @@ class DistributedPlan {
   std::unique_ptr<State> state_;
 };
 
+// A kernel that was timed alone on the device of a rank.
+struct KernelRate {
+  std::int64_t queries = 0;
+  std::int64_t keys = 0;
+  bool masked = false;          // whether anything but the ends hides pairs
+  double flops_per_second = 0;  // of the pairs that attend
+};
+
 // Rates of a machine, for predictions.
 struct ClusterRates {
   double flops_per_second = 0;          // of one rank, for the pass that is predicted
@@ -128,11 +136,16 @@ struct ClusterRates {
   double network_bytes_per_second = 0;  // the same between nodes
   double message_seconds = 0;           // that every message takes besides its bytes
   double step_seconds = 0;              // that every computed step takes besides its FLOPs
+  double memory_bytes_per_second = 0;   // at which a rank adds up results; 0: that takes no time
+  // Ranks on the cores of one machine: they move the messages themselves, so that nothing hides the time of one.
+  bool cpu_ranks = false;
+  // Kernels of the pass. Each part of a step takes the rate of the one that is most like it; without any, flops_per_second.
+  std::vector<KernelRate> kernels{};
 };
 
 struct Prediction {
   double seconds = 0;           // of the slowest rank
-  double compute_seconds = 0;   // of the rank with the most work
+  double compute_seconds = 0;   // of the rank with the most work: its kernels
   double node_seconds = 0;      // that the busiest link inside a node is used
   double network_seconds = 0;   // that the busiest link between nodes is used
   std::int64_t bytes_sent = 0;  // by the rank that sends most

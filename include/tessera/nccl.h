@@ -28,6 +28,16 @@ struct NcclOptions {
 // Throws Error(unsupported) without NCCL or CUDA, Error(peer) when NCCL does not start on all ranks in time.
 std::unique_ptr<Communicator> nccl_communicator(std::unique_ptr<Communicator> control, const NcclOptions& options);
 
+// Why the ranks of `control` cannot copy from device to device by the copy engines: they are threads of one process (which
+// local_communicators() serves), on several machines, or the system does not let processes share memory of devices (CUDA IPC).
+// nullopt when they can; the same on every rank. Collective.
+std::optional<std::string> copies_missing(Communicator& control, const Device& device);
+// Messages by such copies. Kernels keep all multiprocessors, some of which NCCL's take. `control` carries agreements and
+// failures as above. Messages are received in memory of allocate(), which this group keeps until it ends. Collective.
+//
+// Throws Error(unsupported) with the reason above.
+std::unique_ptr<Communicator> copy_communicator(std::unique_ptr<Communicator> control, const NcclOptions& options);
+
 // The same through host memory: where there is no NCCL, or where ranks share a device.
 std::unique_ptr<Communicator> staged_communicator(std::unique_ptr<Communicator> control, const Device& device);
 

@@ -57,6 +57,8 @@ struct PlanOptions {
   bool part_of_keys = false;
   // Backward: the same bits in every run. On a GPU, false lets the terms of dQ be added in any order.
   bool deterministic = true;
+  // Of float32 problems; others and Impls without such products ignore it.
+  Float32Products float32_products = Float32Products::exact;
 };
 
 // Measured rates of a machine, for predictions.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tessera/mask.h"
+#include "tessera/score_function.h"
 #include "tessera/types.h"
 
 namespace tessera {
@@ -41,8 +42,9 @@ struct SequenceSpan {
 };
 
 // One attention problem:
-//   S = scale * Q K^T,  S <- softcap * tanh(S / softcap),  S += bias - slope * |i + diagonal - j|,  S = -inf outside the
-//   mask,  P = softmax over the keys (and the sink),  O = dropout(P) V,  LSE = log of the softmax's denominator.
+//   S = scale * Q K^T,  S <- softcap * tanh(S / softcap),  S <- score_function(S),  S += bias - slope * |i + diagonal - j|,
+//   S = -inf outside the mask and where mask_function says so,  P = softmax over the keys (and the sink),  O = dropout(P) V,
+//   LSE = log of the softmax's denominator.
 //
 // Batch layout: Q [batch, seq_q, heads_q, dim_qk], K [batch, seq_k, heads_kv, dim_qk], V [batch, seq_k, heads_kv, dim_v],
 // O [batch, seq_q, heads_q, dim_v], LSE [batch, heads_q, seq_q].
@@ -84,6 +86,11 @@ struct Problem {
   std::optional<std::array<std::int64_t, 4>> bias_shape;
   DType bias_dtype = DType::float32;  // float32 or dtype
 
+  // Functions that users write; see score_function.h. Pairs attend where `mask` and mask_function both admit them.
+  std::optional<ScoreFunction> score_function;
+  std::optional<MaskFunction> mask_function;
+  Positions function_positions;  // that they see: those within each sequence, unless the problem is a part of a whole
+
   Dropout dropout;
 
   bool ragged() const { return !cu_seqlens_q.empty(); }
@@ -100,7 +107,8 @@ struct Problem {
   bool sequences_are_alike() const;
   // How many schedules the heads of a sequence have: heads_q where the block mask has a pattern for each, else 1.
   std::int64_t schedules_per_sequence() const;
-  // Of one sequence and, where the block mask differs between heads, one query head.
+  // Of one sequence and, where the block mask differs between heads, one query head. A mask function has to be lowered before,
+  // or it throws Error.
   TileSchedule schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k,
                         std::int64_t head = 0) const;
 
@@ -111,6 +119,10 @@ struct Problem {
 
 // Sets the ragged layout: cumulative lengths, batch, seq_q and seq_k.
 void set_ragged(Problem& problem, std::vector<std::int64_t> cu_seqlens_q, std::vector<std::int64_t> cu_seqlens_k);
+
+// The same problem with its mask function evaluated into mask.block_mask(): in the blocks of that, or else of 128 x 128 pairs. A
+// plan does this once, on `threads` threads; 0: as many as the machine has. Without a mask function it is the problem itself.
+Problem lower_mask_function(const Problem& problem, int threads = 0);
 
 // Throws Error(invalid_argument) that names the first field that is wrong, its value and what is accepted.
 void validate(const Problem& problem);

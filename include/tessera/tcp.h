@@ -17,6 +17,9 @@ struct TcpOptions {
   // In place of a port: rank 0 takes any free one and writes it to this file, which must not exist before and which it removes
   // once all have come.
   std::string file;
+  // Rank 0's, in place of a port and a file: a socket that listens already, so that its port could be told to the others by
+  // other means. It is taken over, and closed once all have come.
+  int listener = -1;
   CommunicatorOptions communicator;
 };
 

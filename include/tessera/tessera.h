@@ -8,6 +8,7 @@
 #include "tessera/mask.h"
 #include "tessera/plan.h"
 #include "tessera/problem.h"
+#include "tessera/score_function.h"
 #include "tessera/sequence_layout.h"
 #include "tessera/tensor_view.h"
 #include "tessera/types.h"

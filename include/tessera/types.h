@@ -17,6 +17,14 @@ std::string_view dtype_name(DType dtype);
 // Throws Error(invalid_argument) for any other name.
 DType dtype_from_name(std::string_view name);
 
+// How products of float32 inputs are computed: within the contract of float32, or of factors that may be rounded to the 11 bits
+// of TF32 first, where an Impl has tensor cores for that (docs/numerics.md).
+enum class Float32Products : std::uint8_t { exact, tf32 };
+// "exact" or "tf32".
+std::string_view float32_products_name(Float32Products products);
+// The inverse. Throws Error(invalid_argument) for any other name.
+Float32Products float32_products_from_name(std::string_view name);
+
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
 struct Device {

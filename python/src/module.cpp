@@ -18,7 +18,11 @@
 #include <vector>
 
 #include "bool_mask.h"
+#include "call_table.h"
+#include "distributed.h"
+#include "functions.h"
 #include "options.h"
+#include "outputs.h"
 #include "plan_cache.h"
 #include "prepared.h"
 #include "tensors.h"
@@ -40,28 +44,6 @@ WorkspacePool& workspaces() {
   static WorkspacePool pool;
   return pool;
 }
-
-// A new tensor of q's framework and device: `allocate(shape, dtype name)`, or None where the framework is unknown.
-class Allocator {
- public:
-  Allocator(const nb::object& allocate, nb::handle like) : allocate_(allocate), like_(like) {}
-
-  bool known() const { return !allocate_.is_none(); }
-
-  nb::object operator()(const std::vector<std::int64_t>& shape, std::string_view dtype) const {
-    if (!known()) {
-      const std::string text = "cannot allocate " + std::string(dtype) + nb::str(nb::cast(shape)).c_str() + " like " +
-                               nb::str(like_.type().attr("__name__")).c_str() +
-                               "; accepted: NumPy arrays, CuPy arrays, torch tensors, or every output given";
-      throw nb::type_error(text.c_str());
-    }
-    return allocate_(shape, dtype);
-  }
-
- private:
-  const nb::object& allocate_;
-  nb::handle like_;
-};
 
 // The framework's own allocator knows the stream, also in a graph that is captured, and keeps memory for the next call.
 // Its memory may be given back as soon as the kernels are enqueued.
@@ -116,44 +98,6 @@ void translate(const std::exception_ptr& pointer, void* /*payload*/) {
   }
 }
 
-// The caller's tensor, or a new one.
-Output given_or_new(const nb::object& given, const char* name, const Allocator& allocate,
-                    const std::vector<std::int64_t>& shape, DType dtype, const Device& device) {
-  return output_of(given.is_none() ? allocate(shape, dtype_name(dtype)) : given, name, device);
-}
-
-// For the gradient of an optional input: False or None leaves it out, True allocates it, a tensor is written to.
-Output optional_output(const nb::object& wanted, const char* name, bool has_input, const Allocator& allocate,
-                       const std::vector<std::int64_t>& shape, DType dtype, const Device& device) {
-  if (wanted.is_none() || wanted.is(nb::bool_(false))) {
-    return {};
-  }
-  if (!wanted.is(nb::bool_(true))) {
-    return output_of(wanted, name, device);
-  }
-  if (!has_input) {
-    throw Error(ErrorCode::invalid_argument,
-                std::string(name) + ": True; accepted: False, since the input that it is the gradient of is not given");
-  }
-  return given_or_new(nb::none(), name, allocate, shape, dtype, device);
-}
-
-std::vector<std::int64_t> rows(const Problem& problem, bool query_side, std::int64_t heads, std::int64_t dim) {
-  if (problem.ragged()) {
-    return {query_side ? problem.total_q() : problem.total_k(), heads, dim};
-  }
-  return {problem.batch, query_side ? problem.seq_q : problem.seq_k, heads, dim};
-}
-
-std::vector<std::int64_t> lse_shape(const Problem& problem) {
-  if (problem.ragged()) {
-    return {problem.heads_q, problem.total_q()};
-  }
-  return {problem.batch, problem.heads_q, problem.seq_q};
-}
-
-DType statistics_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
-
 // q, k and v, all where q is, and what is to be computed of them.
 struct Inputs {
   Inputs(nb::handle q_, nb::handle k_, nb::handle v_, const nb::dict& options)
@@ -179,16 +123,14 @@ nb::tuple forward(nb::handle q, nb::handle k, nb::handle v, const nb::object& ou
   tensors.q = inputs.q.view;
   tensors.k = inputs.k.view;
   tensors.v = inputs.v.view;
-  const Output o = given_or_new(out, "out", allocate, rows(problem, true, problem.heads_q, problem.dim_v),
-                                problem.out_dtype(), device);
-  const Output l = given_or_new(lse, "lse", allocate, lse_shape(problem), statistics_dtype(problem.dtype), device);
-  tensors.out = o.view;
-  tensors.lse = l.view;
+  const ForwardOutputs outputs(problem, out, lse, allocate, device);
+  tensors.out = outputs.out.view;
+  tensors.lse = outputs.lse.view;
   tensors.score = inputs.call.score;
   tensors.key_lengths = inputs.call.key_lengths;
   tensors.page_table = inputs.call.page_table;
   run(*plan, tensors, allocate, inputs.call);
-  return nb::make_tuple(o.object, l.object);
+  return outputs.objects();
 }
 
 void append(nb::handle k, nb::handle v, const nb::object& k_cache, const nb::object& v_cache, nb::handle lengths,
@@ -218,23 +160,22 @@ nb::tuple backward(nb::handle dout, nb::handle q, nb::handle k, nb::handle v, nb
   const Input dl = dlse.is_none() ? Input{} : input_of(dlse, "dlse", device);
   const auto plan = plan_cache().get(problem, Pass::backward, inputs.call.plan);
 
-  const DType dtype = problem.out_dtype();
-  const Output dq =
-      given_or_new(wanted["dq"], "dq", allocate, rows(problem, true, problem.heads_q, problem.dim_qk), dtype, device);
-  const Output dk =
-      given_or_new(wanted["dk"], "dk", allocate, rows(problem, false, problem.heads_kv, problem.dim_qk), dtype, device);
-  const Output dv =
-      given_or_new(wanted["dv"], "dv", allocate, rows(problem, false, problem.heads_kv, problem.dim_v), dtype, device);
-  const auto bias_shape = problem.bias_shape.value_or(std::array<std::int64_t, 4>{});
-  const Output dbias = optional_output(wanted["dbias"], "dbias", problem.bias_shape.has_value(), allocate,
-                                       {bias_shape.begin(), bias_shape.end()}, problem.bias_dtype, device);
-  const Output dsinks = optional_output(wanted["dsinks"], "dsinks", problem.sinks, allocate, {problem.heads_q},
-                                        statistics_dtype(problem.dtype), device);
-  BackwardTensors tensors{inputs.q.view, inputs.k.view, inputs.v.view,    o.view,  l.view,
-                          d.view,        dl.view,       dq.view,          dk.view, dv.view,
-                          dbias.view,    dsinks.view,   inputs.call.score};
+  const BackwardOutputs outputs(problem, wanted, allocate, device);
+  const BackwardTensors tensors{inputs.q.view,
+                                inputs.k.view,
+                                inputs.v.view,
+                                o.view,
+                                l.view,
+                                d.view,
+                                dl.view,
+                                outputs.dq.view,
+                                outputs.dk.view,
+                                outputs.dv.view,
+                                outputs.dbias.view,
+                                outputs.dsinks.view,
+                                inputs.call.score};
   run(*plan, tensors, allocate, inputs.call);
-  return nb::make_tuple(dq.object, dk.object, dv.object, dbias.object, dsinks.object);
+  return outputs.objects();
 }
 
 // A pass that runs again and again on tensors like these; without `dout` the forward one.
@@ -434,11 +375,19 @@ NB_MODULE(_tessera, module) {
   namespace tp = tessera::python;
   nb::register_exception_translator(tp::translate);
   tp::define_block_mask(module);
+  tp::define_functions(module);
   nb::class_<tp::Prepared>(module, "Prepared")
       .def_prop_ro("lse_shape", &tp::Prepared::lse_shape)
       .def_prop_ro("workspace_bytes", &tp::Prepared::workspace_bytes)
-      .def("forward", &tp::Prepared::forward)
-      .def("backward", &tp::Prepared::backward);
+      .def("forward", &tp::Prepared::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
+           nb::arg("lse").none(), nb::arg("workspace").none(), nb::arg("stream"))
+      .def("backward", &tp::Prepared::backward, nb::arg("dout"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
+           nb::arg("out"), nb::arg("lse"), nb::arg("dq"), nb::arg("dk"), nb::arg("dv"), nb::arg("workspace").none(),
+           nb::arg("stream"));
+  nb::class_<tp::CallTable>(module, "CallTable")
+      .def(nb::init<>())
+      .def("find", &tp::CallTable::find)
+      .def("add", &tp::CallTable::add);
   module.def("prepare", &tp::prepare, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("dout").none(),
              nb::arg("options"));
   module.def("forward", &tp::forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").none(),
@@ -452,6 +401,9 @@ NB_MODULE(_tessera, module) {
   module.def("explain", &tp::explain, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("backward"),
              nb::arg("options"));
   module.def("options_of_mask", &tp::options_of_mask, nb::arg("mask"), nb::arg("q"), nb::arg("k"), nb::arg("as_band"));
+  tp::define_distributed(module);
+  // By itself: info() starts the driver, which must not happen by an import, since a process that forks later would lose it.
+  module.attr("version") = tessera::kVersion;
   module.def("info", &tp::info);
   module.def("free_workspaces", [] { tp::workspaces().clear(); });
 }

@@ -15,15 +15,13 @@
 #include <tuple>
 #include <utility>
 
+#include "refuse.h"
+
 namespace nb = nanobind;
 
 namespace tessera::python {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& argument, const std::string& value, const std::string& accepted) {
-  throw Error(ErrorCode::invalid_argument, argument + ": " + value + "; accepted: " + accepted);
-}
 
 // The keywords that are given. A call has few, which a search finds sooner than a hash of each that it could have.
 class Keywords {
@@ -105,6 +103,28 @@ Mask mask_of(const Keywords& options) {
     mask = mask & Mask::blocks(nb::cast<BlockMask>(blocks));
   }
   return mask.with_alignment(alignment);
+}
+
+template <class Function>
+std::optional<Function> function_of(const Keywords& options, const char* name, const char* accepted) {
+  const nb::object given = options.find(name);
+  if (!given.is_valid()) {
+    return std::nullopt;
+  }
+  if (!nb::isinstance<Function>(given)) {
+    refuse(name, nb::repr(given).c_str(), accepted);
+  }
+  return nb::cast<Function>(given);
+}
+
+void apply_functions(Problem& problem, const Keywords& options) {
+  problem.score_function = function_of<ScoreFunction>(options, "score_function", "a tessera.ScoreFunction");
+  problem.mask_function = function_of<MaskFunction>(options, "mask_function", "a tessera.MaskFunction");
+  using Start = std::tuple<int, int, int, int>;
+  if (const auto start = option<Start>(options, "function_start", "four integers (batch, head, query, key)")) {
+    Positions& at = problem.function_positions;
+    std::tie(at.batch_start, at.head_start, at.query_start, at.key_start) = *start;
+  }
 }
 
 Dropout dropout_of(const Keywords& options) {
@@ -201,6 +221,9 @@ PlanOptions plan_options_of(const Keywords& options, const Device& device) {
   plan.isa = option<std::string>(options, "isa", "the name of an instruction set").value_or("");
   plan.threads = option<int>(options, "threads", "0 (all) or more").value_or(0);
   plan.deterministic = option<bool>(options, "deterministic", "True or False").value_or(true);
+  if (const auto name = option<std::string>(options, "float32_products", "\"exact\" or \"tf32\"")) {
+    plan.float32_products = float32_products_from_name(*name);
+  }
   return plan;
 }
 
@@ -219,6 +242,7 @@ Call make_call(const ConstTensorView& q, const ConstTensorView& k, const ConstTe
   problem.mask = mask_of(keywords);
   problem.scale = option<float>(keywords, "scale", "a number");
   problem.softcap = option<float>(keywords, "softcap", "a number").value_or(0.0F);
+  apply_functions(problem, keywords);
   problem.dropout = dropout_of(keywords);
 
   call.score.alibi_slopes = tensor_option(keywords, "alibi_slopes", call);

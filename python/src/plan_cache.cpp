@@ -1,5 +1,7 @@
 #include "plan_cache.h"
 
+#include <nanobind/nanobind.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -26,8 +28,9 @@ std::shared_ptr<const Plan> PlanCache::get(const Problem& problem, Pass pass, co
   const auto matches = [&](const Entry& entry) {
     const PlanOptions& made = entry.options;
     return entry.plan->pass() == pass && made.device == options.device && made.deterministic == options.deterministic &&
-           made.threads == options.threads && made.impl == options.impl && made.isa == options.isa &&
-           entry.chosen_outside == chosen_outside && entry.plan->problem() == problem;
+           made.float32_products == options.float32_products && made.threads == options.threads &&
+           made.impl == options.impl && made.isa == options.isa && entry.chosen_outside == chosen_outside &&
+           entry.plan->problem() == problem;
   };
   {
     const std::scoped_lock lock(mutex_);
@@ -37,7 +40,11 @@ std::shared_ptr<const Plan> PlanCache::get(const Problem& problem, Pass pass, co
       return entries_.back().plan;
     }
   }
-  auto plan = std::make_shared<const Plan>(Plan::make(problem, pass, options));
+  std::shared_ptr<const Plan> plan;
+  {
+    const nanobind::gil_scoped_release release;  // a mask function or a compiler may take long
+    plan = std::make_shared<const Plan>(Plan::make(problem, pass, options));
+  }
   const std::scoped_lock lock(mutex_);
   if (entries_.size() == kCapacity) {
     entries_.erase(entries_.begin());

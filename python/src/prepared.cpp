@@ -4,6 +4,10 @@
 #include <span>
 #include <utility>
 
+#include "tensors.h"
+
+namespace nb = nanobind;
+
 namespace tessera::python {
 
 namespace {
@@ -13,8 +17,8 @@ TensorView contiguous_like(const ConstTensorView& view, std::int64_t dim, DType 
 }
 
 template <class View>
-View at(View view, std::uintptr_t address) {
-  view.data = reinterpret_cast<void*>(address);
+View at(View view, nb::handle tensor) {
+  view.data = torch_address(tensor);
   return view;
 }
 
@@ -35,29 +39,31 @@ Prepared::Prepared(std::shared_ptr<const Plan> plan, const ConstTensorView& q, c
 std::vector<std::int64_t> Prepared::lse_shape() const { return {lse_.shape.begin(), lse_.shape.begin() + lse_.rank}; }
 
 template <class Tensors>
-void Prepared::run(const Tensors& tensors, std::uintptr_t workspace, std::uintptr_t stream) const {
-  const std::span<std::byte> memory(reinterpret_cast<std::byte*>(workspace),
-                                    workspace == 0 ? 0 : static_cast<std::size_t>(plan_->workspace_bytes()));
-  const nanobind::gil_scoped_release release;
+void Prepared::run(const Tensors& tensors, nb::handle workspace, std::uintptr_t stream) const {
+  std::span<std::byte> memory;
+  if (!workspace.is_none()) {
+    memory = {static_cast<std::byte*>(torch_address(workspace)), static_cast<std::size_t>(plan_->workspace_bytes())};
+  }
+  const nb::gil_scoped_release release;
   plan_->run(tensors, memory, reinterpret_cast<void*>(stream));
 }
 
-void Prepared::forward(std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out, std::uintptr_t lse,
-                       std::uintptr_t workspace, std::uintptr_t stream) const {
+void Prepared::forward(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse, nb::handle workspace,
+                       std::uintptr_t stream) const {
   ForwardTensors tensors;
   tensors.q = at(q_, q);
   tensors.k = at(k_, k);
   tensors.v = at(v_, v);
   tensors.out = at(out_, out);
-  if (lse != 0) {
+  if (!lse.is_none()) {
     tensors.lse = at(lse_, lse);
   }
   run(tensors, workspace, stream);
 }
 
-void Prepared::backward(std::uintptr_t dout, std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out,
-                        std::uintptr_t lse, std::uintptr_t dq, std::uintptr_t dk, std::uintptr_t dv,
-                        std::uintptr_t workspace, std::uintptr_t stream) const {
+void Prepared::backward(nb::handle dout, nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
+                        nb::handle dq, nb::handle dk, nb::handle dv, nb::handle workspace,
+                        std::uintptr_t stream) const {
   BackwardTensors tensors;
   tensors.q = at(q_, q);
   tensors.k = at(k_, k);

@@ -1,4 +1,4 @@
-// One pass of a call whose shapes and options are known: nothing is left to read from Python but addresses.
+// One pass of a call whose shapes and options are known: nothing is left to read of its tensors but addresses.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -12,7 +12,7 @@
 namespace tessera::python {
 
 // For tensors on a GPU in the batch layout, without tensors among the options. Tensors that the library writes are contiguous.
-// Addresses are those of device memory, and that of the workspace is 0 where workspace_bytes() is.
+// Arguments are tensors of torch; a workspace is None where workspace_bytes() is 0.
 class Prepared {
  public:
   // The views give shapes, strides and dtypes; their addresses are not kept. `dout` is absent for the forward pass.
@@ -22,16 +22,16 @@ class Prepared {
   std::vector<std::int64_t> lse_shape() const;
   std::int64_t workspace_bytes() const { return plan_->workspace_bytes(); }
 
-  // `lse` may be 0: it is then not written.
-  void forward(std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out, std::uintptr_t lse,
-               std::uintptr_t workspace, std::uintptr_t stream) const;
-  void backward(std::uintptr_t dout, std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out,
-                std::uintptr_t lse, std::uintptr_t dq, std::uintptr_t dk, std::uintptr_t dv, std::uintptr_t workspace,
-                std::uintptr_t stream) const;
+  // `lse` may be None: it is then not written.
+  void forward(nanobind::handle q, nanobind::handle k, nanobind::handle v, nanobind::handle out, nanobind::handle lse,
+               nanobind::handle workspace, std::uintptr_t stream) const;
+  void backward(nanobind::handle dout, nanobind::handle q, nanobind::handle k, nanobind::handle v, nanobind::handle out,
+                nanobind::handle lse, nanobind::handle dq, nanobind::handle dk, nanobind::handle dv,
+                nanobind::handle workspace, std::uintptr_t stream) const;
 
  private:
   template <class Tensors>
-  void run(const Tensors& tensors, std::uintptr_t workspace, std::uintptr_t stream) const;
+  void run(const Tensors& tensors, nanobind::handle workspace, std::uintptr_t stream) const;
 
   std::shared_ptr<const Plan> plan_;
   ConstTensorView q_, k_, v_, dout_;

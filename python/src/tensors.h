@@ -33,6 +33,12 @@ struct Output {
 Input input_of(nanobind::handle object, const char* name, const std::optional<Device>& device = std::nullopt);
 Output output_of(const nanobind::object& object, const char* name, const Device& device);
 
+// A torch tensor that Tessera has; nothing for anything else.
+std::optional<TensorView> torch_tensor(nanobind::handle object);
+
+// Of a torch tensor's first element.
+void* torch_address(nanobind::handle tensor);
+
 // "cpu" or "cuda:0".
 std::string device_name(const Device& device);
 

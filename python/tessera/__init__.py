@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from . import _tessera
 from ._options import Mask, Options, plain
 from ._tensors import DLPackTensor, Tensor, allocator, current_stream, readable
-from ._tessera import BlockMask
+from ._tessera import BlockMask, MaskFunction, ScoreFunction
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,7 +39,9 @@ __all__ = [
     "DLPackTensor",
     "Gradients",
     "Mask",
+    "MaskFunction",
     "Options",
+    "ScoreFunction",
     "append_keys",
     "attention",
     "backward",
@@ -49,7 +51,7 @@ __all__ = [
     "info",
     "merge",
 ]
-__version__: str = _tessera.info()["version"]
+__version__: str = _tessera.version
 
 
 class Gradients(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from . import _tessera
 from ._tensors import DLPackTensor, Integers, current_stream, integers, on_host, readable
-from ._tessera import BlockMask
+from ._tessera import BlockMask, MaskFunction, ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
                     of another one the blocks of 128 x 128 pairs that it hides cost nothing
       causal, window, alignment, segments, blocks
                     the fields of Mask by themselves, in place of mask
+      mask_function a MaskFunction, which the pair has to satisfy as well
       key_lengths   keys in use of each sequence, batch integers
       cu_seqlens_q  ragged layout: batch + 1 cumulative lengths from 0; tensors are then [total_tokens, heads, dim]
       cu_seqlens_k  the same for keys; cu_seqlens_q when left out
@@ -56,12 +57,16 @@ class Options(TypedDict, total=False):
     Scores, in the order of their application:
       scale         1 / sqrt(dim_qk) when left out
       softcap       s <- softcap * tanh(s / softcap); 0 is none
+      score_function
+                    s <- score(s, i, params) of a ScoreFunction
       bias          added; [batch or 1, heads_q or 1, seq_q or 1, seq_k or 1], float32 or q's dtype, any strides
       alibi_slopes  s <- s - slope * |query position - key position|; float32 [heads_q] or [batch, heads_q]
       sinks         one logit a head that only the softmax's denominator sees; float32 [heads_q]
       dropout_p     probability in [0, 1], rounded to n / 256
       dropout_seed  the same seed drops the same weights in every call, forward and backward
       dropout_start (batch, head, query, key) position of this problem in a larger one that it is a part of
+      function_start (batch, head, query, key) position that functions see first, of a problem that is a part of a
+                    larger one; when the queries are the last ones of the keys, (0, 0, seq_k - seq_q, 0)
 
     How:
       output_dtype  "float32" for float32 outputs and gradients of 16-bit tensors
@@ -69,6 +74,8 @@ class Options(TypedDict, total=False):
       threads       0 for all
       deterministic False lets the backward pass on a GPU add the terms of dq in any order; without, and on the CPU,
                     every run gives the same bits
+      float32_products  "tf32" lets products of float32 tensors round their factors to 11 bits on a GPU; "exact" when
+                    left out
       stream        a cudaStream_t as an integer, for tensors on a GPU; left out: the current stream of torch or CuPy,
                     where the tensors are theirs, else the default stream
     """
@@ -79,6 +86,7 @@ class Options(TypedDict, total=False):
     alignment: Literal["bottom_right", "top_left"] | int | None
     segments: Integers | tuple[Integers, Integers] | None
     blocks: BlockMask | None
+    mask_function: MaskFunction | None
     key_lengths: Integers | None
     cu_seqlens_q: Integers | None
     cu_seqlens_k: Integers | None
@@ -86,17 +94,20 @@ class Options(TypedDict, total=False):
     page_table: DLPackTensor | None
     scale: float | None
     softcap: float | None
+    score_function: ScoreFunction | None
     bias: DLPackTensor | None
     alibi_slopes: DLPackTensor | None
     sinks: DLPackTensor | None
     dropout_p: float | None
     dropout_seed: int | None
     dropout_start: tuple[int, int, int, int] | None
+    function_start: tuple[int, int, int, int] | None
     output_dtype: Any  # a name; tessera.torch takes a torch.dtype as well
     impl: str | None
     isa: str | None
     threads: int | None
     deterministic: bool | None
+    float32_products: Literal["exact", "tf32"] | None
     stream: int | None
 
 

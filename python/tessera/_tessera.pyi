@@ -7,6 +7,8 @@ from ._tensors import DLPackTensor
 
 _Allocate = Callable[[Sequence[int], str], Any] | None
 
+version: str
+
 class BlockMask:
     @staticmethod
     def from_boolean(mask: DLPackTensor, block_q: int = 128, block_k: int = 128) -> BlockMask: ...
@@ -37,28 +39,140 @@ class BlockMask:
     def __and__(self, other: BlockMask) -> BlockMask: ...
     def __or__(self, other: BlockMask) -> BlockMask: ...
 
+class ScoreFunction:
+    def __init__(self, source: str, params: Any = None, *, name: str = "score_function") -> None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def params(self) -> tuple[float, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def depends_on_batch(self) -> bool: ...
+    @property
+    def depends_on_head(self) -> bool: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> ScoreFunction: ...
+    def to_bytes(self) -> bytes: ...
+
+class MaskFunction:
+    def __init__(self, source: str, params: Any = None, *, name: str = "mask_function") -> None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def params(self) -> tuple[float, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def depends_on_batch(self) -> bool: ...
+    @property
+    def depends_on_head(self) -> bool: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> MaskFunction: ...
+    def to_bytes(self) -> bytes: ...
+
 class Prepared:
     @property
     def lse_shape(self) -> list[int]: ...
     @property
     def workspace_bytes(self) -> int: ...
-    def forward(self, q: int, k: int, v: int, out: int, lse: int, workspace: int, stream: int, /) -> None: ...
+    def forward(
+        self, q: Any, k: Any, v: Any, out: Any, lse: Any | None, workspace: Any | None, stream: int
+    ) -> None: ...
     def backward(
         self,
-        dout: int,
-        q: int,
-        k: int,
-        v: int,
-        out: int,
-        lse: int,
-        dq: int,
-        dk: int,
-        dv: int,
-        workspace: int,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dq: Any,
+        dk: Any,
+        dv: Any,
+        workspace: Any | None,
         stream: int,
-        /,
     ) -> None: ...
 
+class CallTable:
+    def find(self, q: Any, k: Any, v: Any) -> int: ...
+    def add(self, q: Any, k: Any, v: Any) -> int: ...
+
+class RankGroup:
+    @staticmethod
+    def local(devices: Sequence[int | None], timeout: float) -> list[RankGroup]: ...
+    @staticmethod
+    def meet(
+        rank: int,
+        ranks: int,
+        address: str,
+        port: int,
+        file: str,
+        listener: int,
+        timeout: float,
+        device: int | None,
+        staged: bool,
+    ) -> RankGroup: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def transport(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def failure(self) -> str | None: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def bytes_sent(self) -> int: ...
+    def forward(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any | None,
+        lse: Any | None,
+        allocate: _Allocate,
+        options: dict[str, Any],
+        ring: dict[str, Any],
+    ) -> tuple[Any, Any, int]: ...
+    def backward(
+        self,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dlse: Any | None,
+        wanted: dict[str, Any],
+        allocate: _Allocate,
+        options: dict[str, Any],
+        ring: dict[str, Any],
+    ) -> tuple[Any, Any, Any, Any | None, Any | None]: ...
+    def facts(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        backward: bool,
+        options: dict[str, Any],
+        ring: dict[str, Any],
+    ) -> list[dict[str, Any]]: ...
+    def gather(self, mine: bytes) -> list[bytes]: ...
+    def decline(self, text: str) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def forget_plans(self) -> None: ...
+    def close(self) -> None: ...
+
+def rank_environment() -> tuple[int, int, str, int]: ...
+def layout_pieces(layout: str, length: int, ranks: int, rank: int) -> list[tuple[int, int, int]]: ...
 def prepare(q: Any, k: Any, v: Any, dout: Any | None, options: dict[str, Any]) -> Prepared: ...
 def forward(
     q: Any, k: Any, v: Any, out: Any | None, lse: Any | None, allocate: _Allocate, options: dict[str, Any]

@@ -49,6 +49,8 @@ Problem problem_of(const ConstTensorView& q, const ConstTensorView& k, const Con
   problem.mask = options.mask;
   problem.scale = options.scale;
   problem.softcap = options.softcap;
+  problem.score_function = options.score_function;
+  problem.mask_function = options.mask_function;
   problem.dropout = options.dropout;
   return problem;
 }

@@ -42,7 +42,8 @@ Plan Plan::make(const Problem& problem, Pass pass, const PlanOptions& options) {
     internal::fail_argument("threads", std::int64_t{chosen.threads}, "0 (the default) or more");
   }
   refuse_cache_backward(problem, pass);
-  internal::Selection selection = internal::select(candidates(chosen), problem, pass, chosen);
+  internal::Selection selection =
+      internal::select(candidates(chosen), lower_mask_function(problem, chosen.threads), pass, chosen);
   Plan plan;
   plan.problem_ = problem;
   plan.pass_ = pass;

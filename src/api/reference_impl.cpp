@@ -1,6 +1,7 @@
 #include "api/reference_impl.h"
 
 #include "plan/cache.h"
+#include "plan/score_function.h"
 #include "reference/reference.h"
 
 namespace tessera::internal {
@@ -9,7 +10,7 @@ namespace {
 
 class ReferenceExecutable final : public Executable {
  public:
-  explicit ReferenceExecutable(const Problem& problem) : problem_(problem) {}
+  explicit ReferenceExecutable(const Problem& problem) : problem_(with_native_score_function(problem)) {}
 
   PlanFacts facts() const override {
     PlanFacts facts;
@@ -35,14 +36,14 @@ class ReferenceImpl final : public Impl {
   std::string_view summary() const override {
     return "the oracle: double precision, textbook, every feature, unoptimised";
   }
-  std::optional<std::string> refuses(const Problem& /*problem*/, Pass pass, const PlanOptions& options) const override {
+  std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const override {
     if (options.part_of_keys && pass == Pass::backward) {
       return "part_of_keys: it computes LSE again, from the keys that it sees";
     }
     if (options.device.kind != DeviceKind::cpu) {
       return "device: it runs on the CPU";
     }
-    return std::nullopt;
+    return refuses_score_function(problem);
   }
   std::unique_ptr<const Executable> prepare(const Problem& problem, Pass /*pass*/,
                                             const PlanOptions& /*options*/) const override {

@@ -56,6 +56,19 @@ DType dtype_from_name(std::string_view name) {
   internal::fail_argument("dtype", name, "float32, bfloat16, float16, float64");
 }
 
+std::string_view float32_products_name(Float32Products products) {
+  return products == Float32Products::exact ? "exact" : "tf32";
+}
+
+Float32Products float32_products_from_name(std::string_view name) {
+  for (const Float32Products products : {Float32Products::exact, Float32Products::tf32}) {
+    if (name == float32_products_name(products)) {
+      return products;
+    }
+  }
+  internal::fail_argument("float32_products", name, "exact, tf32");
+}
+
 std::string_view pass_name(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
 
 }  // namespace tessera

@@ -220,7 +220,7 @@ class FlashBackward {
   }
 
   // P = 2^(S - LSE) and dS = P (dP - D) of one row, in place of S and dP; zero where the mask hides. dS is with respect
-  // to the score before softcap, or, for dbias, after it.
+  // to the score before softcap and score function, or, for dbias, after them.
   void weigh_row(std::int64_t r, bool masked) {
     const hn::ScalableTag<float> d;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
@@ -228,7 +228,7 @@ class FlashBackward {
     const std::int64_t count = columns_.size();
     float* HWY_RESTRICT s = scores_ + r * plan_.layout.score_stride;
     float* HWY_RESTRICT dp = dp_ + r * plan_.layout.score_stride;
-    float* HWY_RESTRICT derivative = plan_.problem.softcap > 0 && !for_bias_
+    float* HWY_RESTRICT derivative = bends_scores(plan_.problem) && !for_bias_
                                          ? plan_.layout.derivative.in(scratch_) + r * plan_.layout.score_stride
                                          : nullptr;
     const ScoreRow row{plan_, *sequence_, tensors_.score, batch_, head_, query, first_key_, count};

@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "plan/cache.h"
+#include "plan/score_function.h"
 
 namespace tessera::internal {
 
@@ -16,7 +17,7 @@ namespace {
 class FlashExecutable final : public Executable {
  public:
   FlashExecutable(const Problem& problem, Pass pass, const CpuKernels& kernels, int threads)
-      : kernels_(kernels), plan_(make_flash_plan(problem, pass, kernels.shape, threads)) {}
+      : kernels_(kernels), plan_(make_flash_plan(with_native_score_function(problem), pass, kernels.shape, threads)) {}
 
   PlanFacts facts() const override {
     PlanFacts facts;
@@ -145,7 +146,7 @@ class FlashImpl final : public Impl {
     if (problem.dtype == DType::float64) {
       return "dtype: float64; it takes float32, bfloat16 and float16";
     }
-    return std::nullopt;
+    return refuses_score_function(problem);
   }
   std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
                                             const PlanOptions& options) const override {

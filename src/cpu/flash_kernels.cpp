@@ -14,6 +14,7 @@
 #include "core/philox.h"
 #include "cpu/isa.h"
 #include "plan/rows.h"
+#include "plan/score_function.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/flash_kernels.cpp"

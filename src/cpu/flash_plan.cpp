@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numbers>
 
+#include "plan/score_function.h"
+
 namespace tessera::internal {
 
 namespace {
@@ -269,7 +271,7 @@ void add_backward_scratch(FlashPlan& plan) {
   s.dout = layout.add<float>(rows * s.dout_stride);
   s.scores = layout.add<float>(rows * s.score_stride);
   s.dp = layout.add<float>(rows * s.score_stride);
-  if (plan.problem.softcap > 0) {
+  if (bends_scores(plan.problem)) {
     s.derivative = layout.add<float>(rows * s.score_stride);
   }
   if (plan.shape.depth_unit == 2) {
@@ -304,7 +306,7 @@ FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& 
   plan.padded_v = round_up(problem.dim_v, shape.lanes);
   plan.panels_qk = ceil_div(problem.dim_qk, shape.panel);
   plan.panels_v = ceil_div(problem.dim_v, shape.panel);
-  plan.modified = problem.softcap > 0 || problem.bias_shape.has_value() || problem.alibi;
+  plan.modified = bends_scores(problem) || problem.bias_shape.has_value() || problem.alibi;
   const float factor = problem.softmax_scale() * (plan.modified ? 1.0F : std::numbers::log2e_v<float>);
   (shape.depth_unit == 1 ? plan.q_factor : plan.score_factor) = factor;
   choose_tiles(plan);

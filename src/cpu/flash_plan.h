@@ -99,7 +99,7 @@ struct FlashPlan {
   std::int64_t panels_v = 0;
   std::int64_t units_qk = 0;  // dim_qk and dim_v in depth units, rounded up
   std::int64_t units_v = 0;
-  bool modified = false;      // softcap, bias or ALiBi: scores need a pass of their own
+  bool modified = false;      // softcap, score function, bias or ALiBi: scores need a pass of their own
   float q_factor = 1.0F;      // folded into Q as it is loaded
   float score_factor = 1.0F;  // still to be applied to Q K^T; plain scores are then in base 2
 

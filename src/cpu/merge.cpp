@@ -1,5 +1,7 @@
 #include "cpu/merge.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -25,18 +27,46 @@ Weight weigh(float lse_a, float lse_b) {
   if (lse_a == -kInfinity) {
     return {1, lse_b};
   }
-  const float difference = lse_b - lse_a;
-  const float weight = 1 / (1 + std::exp(-difference));
-  return {weight,
-          difference > 0 ? lse_b + std::log1p(std::exp(-difference)) : lse_a + std::log1p(std::exp(difference))};
+  const float ratio = std::exp(-std::abs(lse_b - lse_a));
+  return {(lse_b > lse_a ? 1 : ratio) / (1 + ratio), std::max(lse_a, lse_b) + std::log1p(ratio)};
+}
+
+// A part of a row, so that the loop over it has neither branches nor aliases and the compiler makes vectors of it.
+constexpr std::int64_t kChunk = 64;
+using Chunk = std::array<float, kChunk>;
+
+const float* load(const ConstTensorView& view, std::int64_t at, std::int64_t count, Chunk& memory) {
+  if (view.dtype == DType::float32) {
+    return static_cast<const float*>(view.data) + at;
+  }
+  for (std::int64_t n = 0; n < count; ++n) {
+    memory[static_cast<std::size_t>(n)] = static_cast<float>(load_element(view.data, view.dtype, at + n));
+  }
+  return memory.data();
+}
+
+void store(const Chunk& values, std::int64_t count, const TensorView& view, std::int64_t at) {
+  if (view.dtype == DType::float32) {
+    std::copy_n(values.begin(), count, static_cast<float*>(view.data) + at);
+    return;
+  }
+  for (std::int64_t n = 0; n < count; ++n) {
+    store_element(view.data, view.dtype, at + n, values[static_cast<std::size_t>(n)]);
+  }
 }
 
 // The difference of an infinity and a number, times a weight, would take the infinity away again.
-float mix(float a, float b, float weight) {
+void mix(const float* a, const float* b, float weight, std::int64_t count, Chunk& merged) {
   if (weight == 0 || weight == 1) {
-    return weight == 0 ? a : b;
+    std::copy_n(weight == 0 ? a : b, count, merged.begin());
+    return;
   }
-  return std::isinf(a) || std::isinf(b) ? (1 - weight) * a + weight * b : a - weight * (a - b);
+  for (std::int64_t n = 0; n < count; ++n) {
+    const bool infinite = std::max(std::abs(a[n]), std::abs(b[n])) == kInfinity;
+    const float of_numbers = a[n] - weight * (a[n] - b[n]);
+    const float of_infinities = (1 - weight) * a[n] + weight * b[n];
+    merged[static_cast<std::size_t>(n)] = infinite ? of_infinities : of_numbers;
+  }
 }
 
 // Index arithmetic of [batch, seq, heads, dim] and of ragged [total, heads, dim], which is a batch of one.
@@ -72,11 +102,14 @@ void cpu_merge(const ConstPartial& a, const ConstPartial& b, const Partial& resu
         const std::int64_t row_a = axes.row(a.out, batch, token, head);
         const std::int64_t row_b = axes.row(b.out, batch, token, head);
         const std::int64_t row_result = axes.row(result.out, batch, token, head);
-        for (std::int64_t column = 0; column < dim; ++column) {
-          const auto of_a = static_cast<float>(load_element(a.out.data, a.out.dtype, row_a + column));
-          const auto of_b = static_cast<float>(load_element(b.out.data, b.out.dtype, row_b + column));
-          const float merged = mix(of_a, of_b, weight.of_b);
-          store_element(result.out.data, result.out.dtype, row_result + column, merged);
+        for (std::int64_t column = 0; column < dim; column += kChunk) {
+          const std::int64_t count = std::min(kChunk, dim - column);
+          Chunk of_a;
+          Chunk of_b;
+          Chunk merged;
+          mix(load(a.out, row_a + column, count, of_a), load(b.out, row_b + column, count, of_b), weight.of_b, count,
+              merged);
+          store(merged, count, result.out, row_result + column);
         }
       }
     }

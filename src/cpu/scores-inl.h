@@ -34,7 +34,7 @@ struct ScoreRow {
   std::int64_t batch, head, query, first_key, count;
 };
 
-// Softcap, bias and ALiBi, in place; the result is in base 2. `derivative`, unless null, receives d(score) / d(scaled
+// Softcap, score function, bias and ALiBi, in place; the result is in base 2. `derivative`, unless null, receives d(score) / d(scaled
 // product). The bias is gathered into `bias_row` first.
 inline void load_bias(const ScoreRow& row, float* HWY_RESTRICT bias_row) {
   const ConstTensorView& bias = row.tensors.bias;
@@ -61,15 +61,56 @@ inline float alibi_slope(const ScoreRow& row) {
   return static_cast<const float*>(slopes.data)[index];
 }
 
+// scores <- cap tanh(factor scores / cap), or factor scores without a cap.
+inline void cap_scores(const ScoreRow& row, float* HWY_RESTRICT scores, float* HWY_RESTRICT derivative) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto factor = hn::Set(d, row.plan.score_factor);
+  const float cap = row.plan.problem.softcap;
+  for (std::int64_t j = 0; j < row.count; j += lanes) {
+    auto s = hn::Mul(hn::LoadU(d, scores + j), factor);
+    auto slope = hn::Set(d, 1.0F);
+    if (cap > 0) {
+      const auto tangent = tanh_of(d, hn::Mul(s, hn::Set(d, 1.0F / cap)));
+      slope = hn::NegMulAdd(tangent, tangent, slope);
+      s = hn::Mul(tangent, hn::Set(d, cap));
+    }
+    hn::StoreU(s, d, scores + j);
+    if (derivative != nullptr) {
+      hn::StoreU(slope, d, derivative + j);
+    }
+  }
+}
+
+// The user's function sees positions of the sequence alone, not what fills up the last panel.
+inline void apply_score_function(const ScoreRow& row, float* HWY_RESTRICT scores, float* HWY_RESTRICT derivative) {
+  const Problem& problem = row.plan.problem;
+  const ScoreFunction& function = *problem.score_function;
+  const std::int64_t count = std::min(row.count, row.sequence.span.keys - row.first_key);
+  const FunctionRow keys =
+      function_row(problem.function_positions, row.batch, row.head, row.query, row.first_key, count);
+  if (derivative == nullptr) {
+    function.native().float_row(keys, function.params().data(), scores);
+  } else {
+    function.native().float_slopes(keys, function.params().data(), scores, derivative);
+  }
+}
+
 inline void modify_scores(const ScoreRow& row, float* HWY_RESTRICT scores, float* HWY_RESTRICT bias_row,
                           float* HWY_RESTRICT derivative) {
   const Problem& problem = row.plan.problem;
   const hn::ScalableTag<float> d;
   const hn::RebindToSigned<decltype(d)> di;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto factor = hn::Set(d, row.plan.score_factor);
+  // Steps of their own with a function; else everything stays in registers.
+  const bool separate = problem.score_function.has_value();
+  if (separate) {
+    cap_scores(row, scores, derivative);
+    apply_score_function(row, scores, derivative);
+  }
+  const auto factor = hn::Set(d, separate ? 1.0F : row.plan.score_factor);
   const auto log2e = hn::Set(d, std::numbers::log2e_v<float>);
-  const float cap = problem.softcap;
+  const float cap = separate ? 0.0F : problem.softcap;
   const bool has_bias = problem.bias_shape.has_value();
   if (has_bias) {
     load_bias(row, bias_row);

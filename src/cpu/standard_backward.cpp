@@ -8,6 +8,7 @@
 #include "cpu/standard_rows.h"
 #include "cpu/standard_scores.h"
 #include "cpu/standard_steps.h"
+#include "plan/score_function.h"
 
 namespace tessera::internal {
 
@@ -27,7 +28,7 @@ StandardBackward::StandardBackward(const Problem& problem, int threads) : geomet
   const std::int64_t key_rows = geometry_.key_rows();
   weights_ = layout_.add<float>(geometry_.score_elements());
   score_gradient_ = layout_.add<float>(geometry_.score_elements());
-  cap_derivative_ = layout_.add<float>(problem.softcap > 0 ? geometry_.score_elements() : 0);
+  score_derivative_ = layout_.add<float>(bends_scores(problem) ? geometry_.score_elements() : 0);
   q_ = layout_.add<float>(query_rows * problem.dim_qk);
   k_ = layout_.add<float>(key_rows * problem.dim_qk);
   v_ = layout_.add<float>(key_rows * problem.dim_v);
@@ -60,8 +61,8 @@ void StandardBackward::run(const BackwardTensors& tensors, std::span<std::byte> 
   if (!tensors.dsinks.absent()) {
     sink_gradient(tensors, delta_.in(workspace));
   }
-  if (problem.softcap > 0) {
-    through_softcap(workspace);
+  if (bends_scores(problem)) {
+    through_score(workspace);
   }
   take_out_queries(geometry_, problem.dim_qk, q_.in(workspace), q_flags_.in(workspace));
   take_out_keys(geometry_, problem.dim_qk, k_.in(workspace), k_flags_.in(workspace));
@@ -97,7 +98,7 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
   float* gradient = score_gradient_.in(workspace) + first;
   const TileSchedule& schedule = geometry_.schedule(band.batch, band.head);
   const Range seen = schedule.keys_of(query);
-  modifiers.apply(query, seen, weights, problem.softcap > 0 ? cap_derivative_.in(workspace) + first : nullptr);
+  modifiers.apply(query, seen, weights, bends_scores(problem) ? score_derivative_.in(workspace) + first : nullptr);
 
   float delta = 0.0F;
   if (!seen.empty()) {
@@ -180,14 +181,14 @@ void StandardBackward::sink_gradient(const BackwardTensors& tensors, const float
 }
 
 // dS to the gradient with respect to scale * q . k.
-void StandardBackward::through_softcap(std::span<std::byte> workspace) const {
+void StandardBackward::through_score(std::span<std::byte> workspace) const {
   for_each_band(geometry_.threads(), geometry_.query_bands(), [&](const Band& band) {
     const TileSchedule& schedule = geometry_.schedule(band.batch, band.head);
     for (std::int64_t query = band.begin; query < band.end; ++query) {
       const Range keys = schedule.keys_of(query);
       const std::int64_t first = geometry_.score_row(band.batch, band.head, query);
       float* gradient = score_gradient_.in(workspace) + first;
-      standard_rows::multiply(gradient + keys.begin, cap_derivative_.in(workspace) + first + keys.begin, keys.size());
+      standard_rows::multiply(gradient + keys.begin, score_derivative_.in(workspace) + first + keys.begin, keys.size());
       standard_rows::round(gradient + keys.begin, keys.size(), geometry_.problem().dtype);
       fill_gaps(schedule, query, keys, 0.0F, gradient);
     }

@@ -43,15 +43,15 @@ class StandardBackward : public Executable {
                           const RowModifiers& modifiers, std::int64_t query) const;
   void bias_gradient(const TensorView& dbias, const float* score_gradient) const;
   void sink_gradient(const BackwardTensors& tensors, const float* delta) const;
-  void through_softcap(std::span<std::byte> workspace) const;
+  void through_score(std::span<std::byte> workspace) const;
   void query_gradients(const BackwardTensors& tensors, std::span<std::byte> workspace) const;
   void key_gradients(const BackwardTensors& tensors, std::span<std::byte> workspace) const;
 
   StandardGeometry geometry_;
   WorkspaceLayout layout_;
-  WorkspaceSlot<float> weights_;         // S, then P with dropout
-  WorkspaceSlot<float> score_gradient_;  // dP, then dS
-  WorkspaceSlot<float> cap_derivative_;  // with softcap, shaped as S
+  WorkspaceSlot<float> weights_;           // S, then P with dropout
+  WorkspaceSlot<float> score_gradient_;    // dP, then dS
+  WorkspaceSlot<float> score_derivative_;  // where scores are bent, shaped as S
   WorkspaceSlot<float> q_, k_, v_, dout_;
   WorkspaceSlot<float> delta_;  // D - dLSE of each query row
   WorkspaceSlot<float> dq_, dk_, dv_;

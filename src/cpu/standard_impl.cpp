@@ -6,6 +6,7 @@
 #include "cpu/blas.h"
 #include "cpu/standard_executables.h"
 #include "cpu/threads.h"
+#include "plan/score_function.h"
 
 namespace tessera::internal {
 
@@ -41,16 +42,17 @@ class StandardImpl : public Impl {
       return "sequence length: " + std::to_string(std::max(problem.seq_q, problem.seq_k)) + "; accepted: up to " +
              std::to_string(kMaxLength) + ", the largest BLAS dimension";
     }
-    return std::nullopt;
+    return refuses_score_function(problem);
   }
 
   std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
                                             const PlanOptions& options) const override {
     const int threads = options.threads > 0 ? options.threads : default_threads();
+    const Problem native = with_native_score_function(problem);
     if (pass == Pass::forward) {
-      return std::make_unique<StandardForward>(problem, threads);
+      return std::make_unique<StandardForward>(native, threads);
     }
-    return std::make_unique<StandardBackward>(problem, threads);
+    return std::make_unique<StandardBackward>(native, threads);
   }
 };
 

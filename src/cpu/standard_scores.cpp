@@ -6,6 +6,7 @@
 
 #include "core/philox.h"
 #include "cpu/standard_rows.h"
+#include "function/native.h"
 
 namespace tessera::internal {
 
@@ -82,11 +83,26 @@ void RowModifiers::add_bias(std::int64_t query, Range keys, float* row) const {
   }
 }
 
+void RowModifiers::apply_score_function(std::int64_t query, Range keys, float* row, float* derivative) const {
+  const ScoreFunction& function = *problem_.score_function;
+  const FunctionRow of_keys = function_row(problem_.function_positions, batch_, head_, query, keys.begin, keys.size());
+  if (derivative == nullptr) {
+    function.native().float_row(of_keys, function.params().data(), row + keys.begin);
+  } else {
+    function.native().float_slopes(of_keys, function.params().data(), row + keys.begin, derivative + keys.begin);
+  }
+}
+
 void RowModifiers::apply(std::int64_t query, Range keys, float* row, float* derivative) const {
   float* first = row + keys.begin;
   if (problem_.softcap > 0) {
     standard_rows::softcap(first, derivative == nullptr ? nullptr : derivative + keys.begin, keys.size(),
                            problem_.softcap);
+  } else if (derivative != nullptr) {
+    std::fill(derivative + keys.begin, derivative + keys.end, 1.0F);
+  }
+  if (problem_.score_function) {
+    apply_score_function(query, keys, row, derivative);
   }
   if (problem_.bias_shape) {
     add_bias(query, keys, row);

@@ -13,7 +13,7 @@ class RowModifiers {
   RowModifiers(const StandardGeometry& geometry, const ScoreTensors& score, std::int64_t batch, std::int64_t head);
 
   // From scale * q . k to the score, rounded to the problem's dtype. `row` is the whole row, of which `keys` attend.
-  // With softcap and `derivative`, also the derivative with respect to scale * q . k.
+  // With `derivative`, also the derivative with respect to scale * q . k.
   void apply(std::int64_t query, Range keys, float* row, float* derivative) const;
   // P to P with dropout.
   void drop(std::int64_t query, Range keys, float* weights) const;
@@ -23,6 +23,7 @@ class RowModifiers {
   float sink() const { return sink_; }
 
  private:
+  void apply_score_function(std::int64_t query, Range keys, float* row, float* derivative) const;
   void add_bias(std::int64_t query, Range keys, float* row) const;
   template <class Body>
   void for_each_dropout_group(std::int64_t query, Range keys, const Body& body) const;

@@ -88,6 +88,12 @@ Loaded load() {
   bind(d.event_query, TESSERA_SYMBOL(cuEventQuery));
   bind(d.event_synchronize, TESSERA_SYMBOL(cuEventSynchronize));
   bind(d.event_elapsed, TESSERA_SYMBOL(cuEventElapsedTime));
+  bind(d.share_memory, TESSERA_SYMBOL(cuIpcGetMemHandle));
+  bind(d.open_shared_memory, TESSERA_SYMBOL(cuIpcOpenMemHandle));
+  bind(d.close_shared_memory, TESSERA_SYMBOL(cuIpcCloseMemHandle));
+  bind(d.share_event, TESSERA_SYMBOL(cuIpcGetEventHandle));
+  bind(d.open_shared_event, TESSERA_SYMBOL(cuIpcOpenEventHandle));
+  bind(d.context_current, TESSERA_SYMBOL(cuCtxGetCurrent));
   if (!loaded.missing) {
     const CUresult result = d.init(0);
     if (result != CUDA_SUCCESS) {
@@ -139,11 +145,21 @@ CUcontext primary_context(int device) {
   return context;
 }
 
-ContextScope::ContextScope(int device) { check(driver().context_push(primary_context(device)), "cuCtxPushCurrent"); }
+ContextScope::ContextScope(int device) {
+  const CUcontext wanted = primary_context(device);
+  CUcontext current = nullptr;
+  check(driver().context_current(&current), "cuCtxGetCurrent");
+  if (current != wanted) {
+    check(driver().context_push(wanted), "cuCtxPushCurrent");
+    pushed_ = true;
+  }
+}
 
 ContextScope::~ContextScope() {
-  CUcontext popped = nullptr;
-  loaded_driver().driver.context_pop(&popped);
+  if (pushed_) {
+    CUcontext popped = nullptr;
+    loaded_driver().driver.context_pop(&popped);
+  }
 }
 
 }  // namespace tessera::internal

@@ -65,6 +65,12 @@ struct Driver {
   decltype(&::cuEventQuery) event_query;
   decltype(&::cuEventSynchronize) event_synchronize;
   decltype(&::cuEventElapsedTime) event_elapsed;
+  decltype(&::cuIpcGetMemHandle) share_memory;
+  decltype(&::cuIpcOpenMemHandle) open_shared_memory;
+  decltype(&::cuIpcCloseMemHandle) close_shared_memory;
+  decltype(&::cuIpcGetEventHandle) share_event;
+  decltype(&::cuIpcOpenEventHandle) open_shared_event;
+  decltype(&::cuCtxGetCurrent) context_current;
 };
 
 // Why there is no driver; nullopt when there is.
@@ -85,6 +91,9 @@ class ContextScope {
   ContextScope(const ContextScope&) = delete;
   ContextScope& operator=(const ContextScope&) = delete;
   ~ContextScope();
+
+ private:
+  bool pushed_ = false;  // it was not current before
 };
 
 }  // namespace tessera::internal

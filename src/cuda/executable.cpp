@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/driver.h"
+#include "cuda/score_params.h"
 
 namespace tessera::internal {
 
@@ -30,6 +31,19 @@ CUmemoryPool workspace_pool(int device) {
 }
 
 }  // namespace
+
+DeviceExecutable::DeviceExecutable(const Problem& problem, const PlanOptions& options)
+    : problem_(problem), device_(options.device.index) {
+  if (problem.score_function && !problem.score_function->params().empty()) {
+    const std::vector<float>& params = problem.score_function->params();
+    function_params_ = DeviceMemory(device_, params.size() * sizeof(float));
+    function_params_.copy_from(params.data(), function_params_.bytes());
+  }
+}
+
+ScoreParams DeviceExecutable::score_params_of(const ScoreTensors& tensors) const {
+  return score_params(problem_, tensors, device_, static_cast<const float*>(function_params_.data()));
+}
 
 std::byte* DeviceExecutable::allocate_workspace(std::size_t bytes, void* stream) const {
   const ContextScope context(device_);

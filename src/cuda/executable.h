@@ -4,6 +4,8 @@
 #include <string>
 
 #include "cuda/kernel.h"
+#include "cuda/memory.h"
+#include "cuda/tile/program.h"
 #include "cuda/tile/work.h"
 #include "plan/impl.h"
 
@@ -11,8 +13,7 @@ namespace tessera::internal {
 
 class DeviceExecutable : public Executable {
  public:
-  DeviceExecutable(const Problem& problem, const PlanOptions& options)
-      : problem_(problem), device_(options.device.index) {}
+  DeviceExecutable(const Problem& problem, const PlanOptions& options);
 
   std::byte* allocate_workspace(std::size_t bytes, void* stream) const override;
   void release_workspace(std::byte* memory, void* stream) const noexcept override;
@@ -20,10 +21,12 @@ class DeviceExecutable : public Executable {
  protected:
   const Problem& problem() const { return problem_; }
   int device() const { return device_; }
+  ScoreParams score_params_of(const ScoreTensors& tensors) const;
 
  private:
   Problem problem_;
   int device_;
+  DeviceMemory function_params_;  // of the user's function, for the life of the plan
 };
 
 // As in the names of images.

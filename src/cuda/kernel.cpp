@@ -1,6 +1,7 @@
 #include "cuda/kernel.h"
 
 #include <algorithm>
+#include <future>
 #include <map>
 #include <mutex>
 #include <string>
@@ -12,6 +13,7 @@
 #include "cuda/embedded.h"
 #include "cuda/jit/cache.h"
 #include "cuda/nvrtc.h"
+#include "function/source.h"
 #include "tessera/error.h"
 
 namespace tessera::internal {
@@ -33,6 +35,16 @@ std::string architecture_of(int device) {
   return "sm_" + number + (number == "90" ? "a" : "");
 }
 
+// By the names with which translation units include them.
+std::span<const SourceFile> headers() {
+  static const std::vector<SourceFile> files = [] {
+    std::vector<SourceFile> all(embedded_sources().begin(), embedded_sources().end());
+    all.push_back({"tessera/function_support.h", function_support_text()});
+    return all;
+  }();
+  return files;
+}
+
 CUmodule load_module(int device, const KernelImage& image) {
   CUmodule module = nullptr;
   if (const EmbeddedImage* const found = find_image(image.name)) {
@@ -42,10 +54,30 @@ CUmodule load_module(int device, const KernelImage& image) {
   if (const auto reason = Kernel::missing(image)) {
     throw Error(ErrorCode::internal, "no kernel image " + image.name + " in this build: " + *reason);
   }
-  const std::vector<std::byte> compiled =
-      find_or_compile(nvrtc(), {image.source, architecture_of(device), embedded_sources()}, default_cache_folder());
+  const CompileJob job{image.source, architecture_of(device), headers(), image.function, image.approximate};
+  const std::vector<std::byte> compiled = find_or_compile(nvrtc(), job, default_cache_folder());
   check(driver().module_load(&module, compiled.data()), "cuModuleLoadData");
   return module;
+}
+
+// Once for the life of the program. Different modules are compiled at the same time.
+CUmodule module_of(int device, const KernelImage& image) {
+  struct Module {
+    std::mutex mutex;
+    CUmodule handle = nullptr;
+  };
+  static std::mutex mutex;
+  static std::map<std::pair<int, std::string>, Module> modules;
+  Module* module = nullptr;
+  {
+    const std::lock_guard lock(mutex);
+    module = &modules[{device, image.name}];
+  }
+  const std::lock_guard lock(module->mutex);
+  if (module->handle == nullptr) {
+    module->handle = load_module(device, image);
+  }
+  return module->handle;
 }
 
 }  // namespace
@@ -60,27 +92,36 @@ std::optional<std::string> Kernel::missing(const KernelImage& image) {
 bool Kernel::exists(std::string_view image) { return find_image(image) != nullptr; }
 
 const Kernel& Kernel::load(int device, std::string_view image, std::string_view function) {
-  return load(device, KernelImage{std::string(image), {}}, function);
+  return load(device, KernelImage{std::string(image), {}, {}, false}, function);
 }
 const Kernel& Kernel::load(int device, const KernelImage& image) { return load(device, image, {}); }
 
+void Kernel::load_all(int device, std::span<const KernelImage> images) {
+  std::vector<std::future<void>> loads;
+  for (const KernelImage& image : images) {
+    const auto policy = exists(image.name) ? std::launch::deferred : std::launch::async;
+    loads.push_back(std::async(policy, [device, &image] { load(device, image); }));
+  }
+  for (std::future<void>& one : loads) {
+    one.wait();
+  }
+  for (std::future<void>& one : loads) {
+    one.get();
+  }
+}
+
 const Kernel& Kernel::load(int device, const KernelImage& image, std::string_view function) {
   static std::mutex mutex;
-  static std::map<std::pair<int, std::string>, CUmodule> modules;
   static std::map<std::tuple<int, std::string, std::string>, Kernel> kernels;
-  const std::lock_guard lock(mutex);
   const std::string entry(function.empty() ? image.name : function);
-  const auto [place, fresh] = kernels.try_emplace({device, image.name, entry});
-  Kernel& kernel = place->second;
+  const ContextScope context(device);
+  const CUmodule module = module_of(device, image);
+  const std::lock_guard lock(mutex);
+  Kernel& kernel = kernels[{device, image.name, entry}];
   if (kernel.function_ != nullptr) {
     return kernel;
   }
   const Driver& d = driver();
-  const ContextScope context(device);
-  CUmodule& module = modules[{device, image.name}];
-  if (module == nullptr) {
-    module = load_module(device, image);
-  }
   CUfunction handle = nullptr;
   check(d.module_function(&handle, module, entry.c_str()), "cuModuleGetFunction");
   check(d.function_attribute(&kernel.registers_, CU_FUNC_ATTRIBUTE_NUM_REGS, handle), "cuFuncGetAttribute");

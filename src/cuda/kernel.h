@@ -4,6 +4,7 @@
 #include <cuda.h>
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,8 @@ struct LaunchShape {
 struct KernelImage {
   std::string name;
   std::string source;
+  std::string function;      // the name of the user's function in it, or empty
+  bool approximate = false;  // see CompileJob
 };
 
 class Kernel {
@@ -34,6 +37,8 @@ class Kernel {
   // The same, compiling it or taking it from the cache where it is not embedded. Throws Error(internal) with the compiler's
   // words, and when there is no compiler.
   static const Kernel& load(int device, const KernelImage& image);
+  // Loads several at the same time, so that those to compile are compiled beside each other.
+  static void load_all(int device, std::span<const KernelImage> images);
   // Why there is neither an embedded image nor a compiler; nullopt when there is one.
   static std::optional<std::string> missing(const KernelImage& image);
   // Whether the build compiled this image.

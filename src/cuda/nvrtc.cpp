@@ -169,6 +169,9 @@ class Nvrtc final : public KernelCompiler {
     for (const char* option : kOptions) {
       text.append(" ").append(option);
     }
+    for (const char* option : kApproximateOptions) {
+      text.append(" (").append(option).append(")");
+    }
     return text.append("\n").append(kStandardHeader.text);
   }
 
@@ -186,6 +189,9 @@ class Nvrtc final : public KernelCompiler {
     const std::string architecture = "-arch=" + job.architecture;
     std::vector<const char*> options(kOptions.begin(), kOptions.end());
     options.push_back(architecture.c_str());
+    if (job.approximate) {
+      options.insert(options.end(), kApproximateOptions.begin(), kApproximateOptions.end());
+    }
     const int result = call_.compile(program, static_cast<int>(options.size()), options.data());
     std::size_t size = 0;
     std::vector<std::byte> image;
@@ -199,13 +205,23 @@ class Nvrtc final : public KernelCompiler {
     }
     call_.destroy(&program);
     if (image.empty()) {
-      throw Error(ErrorCode::internal, "NVRTC " + version() + " does not compile a kernel:\n" + log.c_str());
+      fail(job, log.c_str());
     }
     return image;
   }
 
  private:
   static constexpr std::array kOptions{"-std=c++20", "-default-device"};
+  static constexpr std::array kApproximateOptions{"-prec-div=false", "-prec-sqrt=false", "-ftz=true"};
+
+  // What the compiler says of the user's text has its name and line numbers.
+  [[noreturn]] void fail(const CompileJob& job, std::string_view log) const {
+    const bool of_user = !job.function.empty() && log.find(job.function + "(") != std::string_view::npos;
+    throw Error(of_user ? ErrorCode::invalid_argument : ErrorCode::internal,
+                (of_user ? "score_function: '" + job.function + "' does not compile with NVRTC " + version()
+                         : "NVRTC " + version() + " does not compile a kernel") +
+                    ":\n" + std::string(log));
+  }
 
   std::string version() const { return std::to_string(major_) + "." + std::to_string(minor_); }
   void check(int result, const char* call) const {

@@ -25,6 +25,10 @@ void set_bias(BiasParams& params, const ConstTensorView& bias) {
   for (std::size_t axis = 0; axis < 4; ++axis) {
     params.strides[axis] = bias.shape[axis] > 1 ? bias.strides[axis] : 0;
   }
+  const auto pair_bytes = static_cast<std::uintptr_t>(2 * dtype_bytes(bias.dtype));
+  const bool even = params.strides[0] % 2 == 0 && params.strides[1] % 2 == 0 && params.strides[2] % 2 == 0;
+  params.in_pairs =
+      params.strides[3] == 1 && even && reinterpret_cast<std::uintptr_t>(bias.data) % pair_bytes == 0 ? 1 : 0;
 }
 
 void set_dropout(DropoutParams& params, const Dropout& dropout) {
@@ -53,10 +57,13 @@ std::uint32_t score_features(const Problem& problem) {
   add(problem.bias_shape.has_value(), ScoreFeature::bias);
   add(problem.dropout.threshold() != 0, ScoreFeature::dropout);
   add(problem.sinks, ScoreFeature::sinks);
+  add(problem.score_function.has_value(), ScoreFeature::function);
+  add(problem.score_function && problem.function_positions != Positions{}, ScoreFeature::positions);
   return features;
 }
 
-ScoreParams score_params(const Problem& problem, const ScoreTensors& tensors, int device) {
+ScoreParams score_params(const Problem& problem, const ScoreTensors& tensors, int device,
+                         const float* function_params) {
   ScoreParams params{};
   params.features = score_features(problem);
   params.scale = problem.softmax_scale();
@@ -75,6 +82,9 @@ ScoreParams score_params(const Problem& problem, const ScoreTensors& tensors, in
     set_bias(params.bias, tensors.bias);
   }
   set_dropout(params.dropout, problem.dropout);
+  const Positions& positions = problem.function_positions;
+  params.function = {function_params,        positions.batch_start, positions.head_start, positions.query_start,
+                     positions.query_stride, positions.key_start,   positions.key_stride};
   return params;
 }
 

@@ -9,8 +9,9 @@ namespace tessera::internal {
 // Of ScoreFeature: the modifiers that the problem has.
 std::uint32_t score_features(const Problem& problem);
 
-// Throws Error(invalid_argument) that names the tensor when one is not memory of this device.
-ScoreParams score_params(const Problem& problem, const ScoreTensors& tensors, int device);
+// `function_params`: those of the problem's function in memory of this device. Throws Error(invalid_argument) that names the tensor
+// when one is not memory of this device.
+ScoreParams score_params(const Problem& problem, const ScoreTensors& tensors, int device, const float* function_params);
 
 // What kept weights are multiplied by; 0 where all are dropped.
 float kept_scale(const Dropout& dropout);

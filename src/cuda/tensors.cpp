@@ -152,6 +152,11 @@ void write_table(int device, void* g_target, const void* words, std::int64_t cou
   }
 }
 
+void write_table(int device, SequenceEntry* g_target, const SequenceTable& table, void* stream) {
+  constexpr std::size_t kWords = sizeof(SequenceEntry) / sizeof(std::int32_t);
+  write_table(device, g_target, table.entries.data(), static_cast<std::int64_t>(table.entries.size() * kWords), stream);
+}
+
 namespace {
 
 void fill(int device, FillRows rows, void* stream) {

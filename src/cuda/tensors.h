@@ -42,6 +42,8 @@ struct SequenceTable {
   std::int64_t line = 0;   // rows of statistics of one head
 };
 SequenceTable sequence_table(const Problem& problem, bool tiles_of_queries, std::int64_t tile, std::int64_t line);
+// Copies its entries to device memory in stream order.
+void write_table(int device, SequenceEntry* g_target, const SequenceTable& table, void* stream);
 
 // The band of a mask, in 32 bits; of what arithmetic cannot walk, the tiles are listed.
 Band band_of(const Mask& mask);

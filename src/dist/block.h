@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "tessera/problem.h"
 #include "tessera/tensor_view.h"
@@ -40,6 +41,13 @@ struct TokenBytes {
 // aligned, and last on a device, whose kernels want 16 bytes for tokens.
 KeysBlock keys_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device);
 QueriesBlock queries_block(std::byte* memory, const Problem& problem, std::int64_t tokens, Device device);
+template <class Void>
+std::vector<BasicTensorView<Void>> in_memory_order(const BasicQueriesBlock<Void>& block, Device device) {
+  if (device.kind == DeviceKind::cpu) {
+    return {block.lse, block.minus_delta, block.dout, block.q};
+  }
+  return {block.dout, block.q, block.lse, block.minus_delta};
+}
 // Of their gradients, in the dtype of a sum (float32) or of one task.
 KeysBlock key_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device);
 TensorView query_gradients(std::byte* memory, const Problem& problem, std::int64_t tokens, DType dtype, Device device);

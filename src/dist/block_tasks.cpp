@@ -4,6 +4,7 @@
 #include <array>
 
 #include "core/fail.h"
+#include "dist/block_part.h"
 #include "dist/tensor_ops.h"
 
 namespace tessera::internal {
@@ -110,9 +111,13 @@ Tasks make_tasks(const std::vector<SubProblem>& parts, const Problem& whole, con
     problem.output_dtype = term_dtype(whole, options.device);
     problem.heads_q = heads.queries.size();
     problem.heads_kv = heads.keys.size();
+    problem.mask = mask_of_heads(problem.mask, heads.queries);
     problem.dropout.head_start += heads.queries.begin;
     if (problem.dropout.threshold() == 0) {
       problem.dropout = {};
+    }
+    if (problem.score_function) {
+      problem.function_positions.head_start += static_cast<int>(heads.queries.begin);
     }
     if (problem.bias_shape && (*problem.bias_shape)[1] != 1) {
       (*problem.bias_shape)[1] = problem.heads_q;
@@ -135,6 +140,16 @@ TaskMemory::TaskMemory(const std::vector<Tasks>& steps, const Problem& whole, Pa
   }
   scratch_ = communicator.allocate(scratch_bytes_);
   workspace_ = communicator.allocate(workspace_bytes_);
+}
+
+std::int64_t most_dbias_elements(const std::vector<Tasks>& steps, const TensorView& dbias) {
+  std::int64_t most = 0;
+  for (const Tasks& tasks : steps) {
+    for (const Task& task : tasks) {
+      most = std::max(most, bias_of_task(dbias, task).elements());
+    }
+  }
+  return most;
 }
 
 void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstTensorView& q, const ConstKeysBlock& keys,
@@ -187,11 +202,9 @@ void run_tasks(const Tasks& tasks, const TaskRun& run, const ConstQueriesBlock& 
     tensors.dv = gradients.dv.open(task.keys()).out;
     tensors.score = score_of_task(run, task);
     TensorView dbias_sum;
-    std::vector<float> dbias;  // its shape is the caller's choice
     if (!run.dbias.absent()) {
       dbias_sum = bias_of_task(run.dbias, task);
-      dbias.resize(static_cast<std::size_t>(dbias_sum.elements()));
-      tensors.dbias = TensorView(dbias.data(), DType::float32, dbias_sum.shape, {});
+      tensors.dbias = TensorView(run.dbias_of_task, DType::float32, dbias_sum.shape, {}, run.device);
     }
     task.plan.run(tensors, run.memory.workspace(task.plan), run.stream);
     gradients.dq.close();

@@ -55,6 +55,9 @@ class TaskMemory {
   Communicator::Memory workspace_;
 };
 
+// Of the gradient of a bias that any one task computes, when all of it has the shape of `dbias`.
+std::int64_t most_dbias_elements(const std::vector<Tasks>& steps, const TensorView& dbias);
+
 // What all tasks of one run have in common.
 struct TaskRun {
   const Problem& whole;
@@ -64,6 +67,7 @@ struct TaskRun {
   ConstTensorView slopes;  // the same times the stride of the layout
   TensorView dbias;        // float32 sums, or absent
   void* stream = nullptr;
+  std::byte* dbias_of_task = nullptr;  // memory for the largest
 };
 
 // Gathers O and LSE.

@@ -45,9 +45,15 @@ Statement statement_of(const Problem& whole, Pass pass, const DistributedOptions
   Hash hash;
   hash.add(text);
   hash.add(whole.key_lengths);
+  if (whole.score_function) {
+    hash.add(whole.score_function->hash());
+  }
   if (whole.mask.has_segments()) {
     hash.add(whole.mask.segment_ids().query);
     hash.add(whole.mask.segment_ids().key);
+  }
+  if (whole.mask.has_blocks()) {
+    hash.add(whole.mask.block_mask().to_bytes());
   }
   Statement statement;
   statement.hash = hash.value();
@@ -86,13 +92,14 @@ Problem local_problem(const RingGroup& group, int rank) {
   return local;
 }
 
+std::string device_text(Device device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 Device checked_device(const Communicator& communicator, const DistributedOptions& options) {
-  const auto text = [](Device device) {
-    return device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
-  };
   if (!(options.plan.device == communicator.device())) {
-    internal::fail_argument("plan.device", text(options.plan.device),
-                            "that of the communicator, " + text(communicator.device()));
+    internal::fail_argument("plan.device", device_text(options.plan.device),
+                            "that of the communicator, " + device_text(communicator.device()));
   }
   return communicator.device();
 }
@@ -101,8 +108,8 @@ void check_dbias(const Problem& whole, const TensorView& dbias, Device device) {
   if (dbias.absent()) {
     return;
   }
-  if (device.kind != DeviceKind::cpu) {
-    throw Error(ErrorCode::unsupported, "dbias: " + dbias.describe() + "; accepted over ranks of GPUs: absent");
+  if (!(dbias.device == device)) {
+    internal::fail_argument("dbias device", device_text(dbias.device), device_text(device));
   }
   const std::array<std::int64_t, kMaxRank> extents{whole.batch, whole.heads_q, whole.seq_q, whole.seq_k};
   bool fits = dbias.rank == kMaxRank && whole.bias_shape.has_value();
@@ -118,13 +125,9 @@ void check_dbias(const Problem& whole, const TensorView& dbias, Device device) {
 internal::MessageBytes message_bytes(const RingGroup& group, Device device) {
   internal::MessageBytes bytes;
   for (int owner = 0; owner < group.topology.ranks(); ++owner) {
-    if (device.kind == DeviceKind::cpu) {
-      bytes.block.push_back({group.block_bytes(owner)});
-    } else {
-      bytes.block.emplace_back();
-      for (const TensorView& tensor : internal::block_tensors(group, nullptr, owner, device)) {
-        bytes.block.back().push_back(tensor.elements() * dtype_bytes(tensor.dtype));
-      }
+    bytes.block.emplace_back();
+    for (const TensorView& tensor : internal::block_tensors(group, nullptr, owner, device)) {
+      bytes.block.back().push_back(tensor.elements() * dtype_bytes(tensor.dtype));
     }
     if (group.pass == Pass::backward) {
       bytes.sum.push_back(group.sum_bytes(owner));
@@ -195,15 +198,11 @@ struct DistributedPlan::State {
   }
 
   internal::RankContext context(const ScoreTensors& score, void* stream) {
-    return {group,
-            engine.route(),
-            communicator.rank(),
-            device,
-            tasks,
-            task_memory,
-            internal::KeptMemory(kept_memory.get(), group, communicator.rank(), device),
-            score,
-            options.plan.threads,
+    return {group,        engine.route(),
+            communicator, communicator.rank(),
+            device,       tasks,
+            task_memory,  internal::KeptMemory(kept_memory.get(), group, communicator.rank(), device),
+            score,        options.plan.threads,
             stream};
   }
 

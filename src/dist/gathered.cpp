@@ -24,9 +24,9 @@ Partial cut(const Partial& whole, const Place& place) {
   return part;
 }
 
-Gathered::Gathered(const PlaceGrid& grid, std::vector<Partial> slots, const Partial& sum, bool eager, int threads,
-                   void* stream)
-    : slots_(std::move(slots)), sum_(sum), eager_(eager), threads_(threads), stream_(stream) {
+Gathered::Gathered(const PlaceGrid& grid, std::vector<Partial> slots, const Partial& sum, bool shared_slots,
+                   int threads, void* stream)
+    : slots_(std::move(slots)), sum_(sum), shared_slots_(shared_slots), threads_(threads), stream_(stream) {
   for (const Range& batch : grid.batches) {
     for (const Range& rows : grid.rows) {
       for (const Range& heads : grid.heads) {
@@ -85,17 +85,10 @@ Partial Gathered::open(const Place& place) {
 }
 
 void Gathered::close() {
-  if (eager_) {
+  if (shared_slots_) {
     for (Cell& cell : cells_) {
       fold(cell);
     }
-  }
-}
-
-void Gathered::add(const Partial& term) {
-  others_.push_back(term);
-  if (eager_) {
-    fold();
   }
 }
 
@@ -152,7 +145,8 @@ void Gathered::result(const Partial& target) {
       }
     };
     collect();
-    if (terms.size() > kMostTerms) {
+    // On the CPU a third term would be added to what the target's dtype has rounded.
+    if (terms.size() > (target.out.device.kind == DeviceKind::cpu ? 2 : kMostTerms)) {
       fold(cell);
       collect();
     }

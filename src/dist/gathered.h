@@ -1,8 +1,8 @@
 // Where the results of tasks come together: O with its LSE, or one gradient.
 //
-// On the CPU tasks write float32 and each result is added at once. On a device they write 16 bits, and the sum is bound by
-// memory: results wait in slots, so that several are summed in one go, and what has few terms never goes through float32
-// memory at all.
+// Sums are bound by memory. On a device tasks write 16 bits: results wait in slots, so that several are summed in one go, and
+// what has few terms never goes through float32 memory at all. On the CPU tasks write float32, the first of them into the sum
+// itself; the last one waits in a slot and is added on the way to the output.
 #pragma once
 
 #include <vector>
@@ -31,9 +31,9 @@ struct PlaceGrid {
 class Gathered {
  public:
   Gathered() = default;
-  // Of a gradient the LSEs are absent. `sum` is float32; `slots` have the dtype of the tasks. `eager`: slots are emptied after
-  // each task, and are memory that others use in between.
-  Gathered(const PlaceGrid& grid, std::vector<Partial> slots, const Partial& sum, bool eager, int threads,
+  // Of a gradient the LSEs are absent. `sum` is float32; `slots` have the dtype of the tasks. `shared_slots`: others use
+  // them too, so that they are emptied after each task.
+  Gathered(const PlaceGrid& grid, std::vector<Partial> slots, const Partial& sum, bool shared_slots, int threads,
            void* stream);
 
   // The sum holds something already.
@@ -42,8 +42,8 @@ class Gathered {
   Partial open(const Place& place);
   // The task has written it.
   void close();
-  // One more term for all of it, which stays as it is until the end, unless `eager`.
-  void add(const Partial& term);
+  // One more term for all of it, which stays as it is until it is folded or the end.
+  void add(const Partial& term) { others_.push_back(term); }
   // Everything into the sum; zeros, or LSE of -inf, where nothing came.
   void fold();
   // Everything into `target`.
@@ -64,7 +64,7 @@ class Gathered {
   std::vector<Partial> slots_;
   std::vector<Partial> others_;
   Partial sum_;
-  bool eager_ = true;
+  bool shared_slots_ = false;
   int threads_ = 0;
   void* stream_ = nullptr;
 };

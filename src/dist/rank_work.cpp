@@ -61,7 +61,7 @@ std::vector<TensorView> gradient_views(const RingGroup& group, bool queries, std
 std::vector<TensorView> block_tensors(const RingGroup& group, std::byte* memory, int owner, Device device) {
   if (group.queries_travel) {
     const QueriesBlock block = queries_block(memory, group.whole, group.query_layout.tokens(owner), device);
-    return {block.dout, block.q, block.lse, block.minus_delta};
+    return in_memory_order(block, device);
   }
   const KeysBlock block = keys_block(memory, group.whole, group.key_layout.tokens(owner), device);
   return {block.k, block.v};
@@ -72,8 +72,7 @@ RankTasks::RankTasks(const RingGroup& group, const Route& route, const PlanOptio
   Tasks closing;
   for (const RouteStep& step : route.steps) {
     const bool own = step.owner == route.rank;
-    const std::vector<SubProblem> parts =
-        fused(group.whole, group.parts(route.rank, step.owner), own, group.query_layout.tokens(route.rank));
+    const std::vector<SubProblem> parts = fused_parts(group, route.rank, step.owner);
     const auto with = [&](const Heads& heads) { return make_tasks(parts, group.whole, heads, group.pass, options); };
     if (own && halves) {
       steps.push_back(with(half_of_heads(group.whole, false)));
@@ -182,8 +181,10 @@ PlaceGrid RankContext::grid(bool queries, int owner) const {
   return grid;
 }
 
-Gathered RankContext::gathered(bool queries, int owner, std::vector<Partial> slots, const Partial& sum) const {
-  return {grid(queries, owner), std::move(slots), sum, eager(), threads, stream};
+Gathered RankContext::gathered(bool queries, bool travels, int owner, std::vector<Partial> slots,
+                               const Partial& sum) const {
+  const bool shared_slots = travels && device.kind == DeviceKind::cpu;
+  return {grid(queries, owner), std::move(slots), sum, shared_slots, threads, stream};
 }
 
 std::vector<std::span<const std::byte>> RankContext::messages(std::byte* packed,
@@ -194,15 +195,12 @@ std::vector<std::span<const std::byte>> RankContext::messages(std::byte* packed,
   }
   const std::vector<TensorView> views = block_tensors(group, packed, rank, device);
   for (std::size_t n = 0; n < views.size(); ++n) {
-    if (device.kind != DeviceKind::cpu && tensors[n].contiguous()) {
+    if (tensors[n].contiguous()) {
       messages.push_back(bytes_of(tensors[n]));
     } else {
       convert(tensors[n], views[n], stream);
       messages.push_back(bytes_of(views[n]));
     }
-  }
-  if (device.kind == DeviceKind::cpu) {
-    messages = {{packed, static_cast<std::size_t>(group.block_bytes(rank))}};
   }
   return messages;
 }
@@ -211,7 +209,7 @@ ForwardWork::ForwardWork(RankContext context, const ForwardTensors& tensors)
     : context_(std::move(context)),
       tensors_(tensors),
       run_(context_.task_run()),
-      out_(context_.gathered(true, context_.rank, context_.kept.slots[0], context_.kept.sums[0])) {
+      out_(context_.gathered(true, false, context_.rank, context_.kept.slots[0], context_.kept.sums[0])) {
   if (context_.group.whole.sinks) {  // one key for each head whose value is zero, in every row once
     const Partial& sum = context_.kept.sums[0];
     fill(sum.out, 0, context_.stream);
@@ -248,25 +246,28 @@ BackwardWork::BackwardWork(RankContext context, const BackwardTensors& tensors)
   const KeptMemory& kept = context_.kept;
   const bool travel = context_.group.queries_travel;
   for (std::size_t n = 0; n < kept.sums.size(); ++n) {
-    staying_.push_back(context_.gathered(!travel, context_.rank, kept.slots[n], kept.sums[n]));
+    staying_.push_back(context_.gathered(!travel, false, context_.rank, kept.slots[n], kept.sums[n]));
   }
   for (std::size_t n = 0; n < kept.own_sums.size(); ++n) {
-    own_.push_back(context_.gathered(travel, context_.rank, kept.own_slots[n], kept.own_sums[n]));
+    own_.push_back(context_.gathered(travel, true, context_.rank, kept.own_slots[n], kept.own_sums[n]));
   }
   negative_delta(tensors.dout, tensors.out, tensors.dlse, kept.minus_delta, context_.stream);
   if (!tensors.dsinks.absent()) {
     sink_gradient(tensors.score.sinks, tensors.lse, kept.minus_delta, kept.dsinks, context_.stream);
   }
   if (!tensors.dbias.absent()) {
-    dbias_sums_.assign(static_cast<std::size_t>(tensors.dbias.elements()), 0.0F);
-    run_.dbias = TensorView(dbias_sums_.data(), DType::float32, tensors.dbias.shape, {});
+    const auto floats = [&](std::int64_t count) {
+      return dbias_memory_.emplace_back(context_.communicator.allocate(count * std::int64_t{sizeof(float)})).get();
+    };
+    run_.dbias = TensorView(floats(tensors.dbias.elements()), DType::float32, tensors.dbias.shape, {}, context_.device);
+    run_.dbias_of_task = floats(most_dbias_elements(context_.tasks.steps, run_.dbias));
+    fill(run_.dbias, 0, context_.stream);
   }
 }
 
 std::span<const std::span<const std::byte>> BackwardWork::own_messages(std::byte* packed) {
   messages_ = context_.group.queries_travel
-                  ? context_.messages(packed, std::to_array<ConstTensorView>(
-                                                  {tensors_.dout, tensors_.q, tensors_.lse, context_.kept.minus_delta}))
+                  ? context_.messages(packed, in_memory_order(own_queries(), context_.device))
                   : context_.messages(packed, std::to_array<ConstTensorView>({tensors_.k, tensors_.v}));
   return messages_;
 }
@@ -285,7 +286,7 @@ std::vector<Gathered> BackwardWork::travelling(int owner, std::byte* sum) {
   all.reserve(sums.size());
   for (std::size_t n = 0; n < sums.size(); ++n) {
     all.push_back(
-        context_.gathered(context_.group.queries_travel, owner, {Partial{slots[n], {}}}, Partial{sums[n], {}}));
+        context_.gathered(context_.group.queries_travel, true, owner, {Partial{slots[n], {}}}, Partial{sums[n], {}}));
   }
   return all;
 }

@@ -41,6 +41,7 @@ struct KeptMemory {
 struct RankContext {
   const RingGroup& group;
   const Route& route;
+  Communicator& communicator;
   int rank;
   Device device;
   const RankTasks& tasks;
@@ -52,9 +53,9 @@ struct RankContext {
 
   TaskRun task_run() const;
   int owner_of(int step) const { return route.steps[static_cast<std::size_t>(step)].owner; }
-  bool eager() const { return device.kind == DeviceKind::cpu; }
   PlaceGrid grid(bool queries, int owner) const;
-  Gathered gathered(bool queries, int owner, std::vector<Partial> slots, const Partial& sum) const;
+  // `travels`: of a block that travels, whose slot on the CPU is that of all such blocks.
+  Gathered gathered(bool queries, bool travels, int owner, std::vector<Partial> slots, const Partial& sum) const;
   // The messages of the own block: the tensors themselves where they have no gaps and may be sent one by one, else copies.
   std::vector<std::span<const std::byte>> messages(std::byte* packed, std::span<const ConstTensorView> tensors) const;
 };
@@ -98,7 +99,7 @@ class BackwardWork final : public RingWork {
   RankContext context_;
   BackwardTensors tensors_;
   TaskRun run_;
-  std::vector<float> dbias_sums_;
+  std::vector<Communicator::Memory> dbias_memory_;
   std::vector<Gathered> staying_;
   std::vector<Gathered> own_;
   std::vector<Gathered> block_;  // of the step that computes

@@ -12,8 +12,8 @@
 
 namespace tessera::internal {
 
-// Bytes of the messages about each rank's block. Sums are float32 values; none in a forward pass. On a device each tensor of a
-// block is a message of its own, so that the owner's need not lie together.
+// Bytes of the messages about each rank's block. Sums are float32 values; none in a forward pass. Each tensor of a block is a
+// message of its own, so that the owner's need not lie together.
 struct MessageBytes {
   std::vector<std::vector<std::int64_t>> block;  // of each owner: of its messages, which lie together elsewhere
   std::vector<std::int64_t> sum;

@@ -18,8 +18,9 @@ Topology topology_of(int ranks, const DistributedOptions& options) {
   return flat ? Topology{1, ranks} : Topology{ranks / locals, locals};
 }
 
-Problem checked(const Problem& whole, int ranks, const DistributedOptions& options) {
-  validate(whole);
+Problem checked(const Problem& problem, int ranks, const DistributedOptions& options) {
+  validate(problem);
+  Problem whole = lower_mask_function(problem, options.plan.threads);  // a mask function spreads as its blocks do
   require_distributable(whole);
   if (options.ranks != 0 && options.ranks != ranks) {
     fail_argument("ranks", std::int64_t{options.ranks},
@@ -114,14 +115,17 @@ DistributedFacts RingGroup::facts(int rank) const {
 void count(const std::vector<SubProblem>& parts, TileSchedule::Counts& tiles) {
   for (const SubProblem& part : parts) {
     const Problem& problem = part.problem;
-    const bool alike = !problem.mask.has_segments();
+    const bool alike = problem.sequences_are_alike();
+    const std::int64_t schedules = problem.schedules_per_sequence();
+    const std::int64_t times = problem.heads_q / schedules * (alike ? problem.batch : 1);
     for (std::int64_t b = 0; b < (alike ? 1 : problem.batch); ++b) {
-      const TileSchedule::Counts counts = problem.schedule(b, kCountedTile, kCountedTile).count();
-      const std::int64_t times = problem.heads_q * (alike ? problem.batch : 1);
-      tiles.full += times * counts.full;
-      tiles.partial += times * counts.partial;
-      tiles.skipped += times * counts.skipped;
-      tiles.pairs += times * counts.pairs;
+      for (std::int64_t head = 0; head < schedules; ++head) {
+        const TileSchedule::Counts counts = problem.schedule(b, kCountedTile, kCountedTile, head).count();
+        tiles.full += times * counts.full;
+        tiles.partial += times * counts.partial;
+        tiles.skipped += times * counts.skipped;
+        tiles.pairs += times * counts.pairs;
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "core/fail.h"
+#include "dist/block_part.h"
 
 namespace tessera::internal {
 
@@ -94,22 +95,34 @@ std::vector<std::int32_t> stripe_of(const std::vector<std::int32_t>& ids, std::i
   return result;
 }
 
-// How the sequences of the batch see the rectangle, taken together: nullopt when nothing attends.
+// How the sequences of the batch and their heads see the rectangle, taken together: nullopt when nothing attends.
 std::optional<TileKind> coverage(const Problem& problem) {
-  const std::int64_t sequences = problem.mask.has_segments() ? problem.batch : std::min<std::int64_t>(problem.batch, 1);
+  const std::int64_t sequences =
+      problem.sequences_are_alike() ? std::min<std::int64_t>(problem.batch, 1) : problem.batch;
   bool all_full = true;
   bool any = false;
   for (std::int64_t b = 0; b < sequences; ++b) {
-    const auto kind =
-        problem.schedule(b, std::max<std::int64_t>(problem.seq_q, 1), std::max<std::int64_t>(problem.seq_k, 1))
-            .visit(0, 0);
-    any = any || kind.has_value();
-    all_full = all_full && kind == TileKind::full;
+    for (std::int64_t head = 0; head < problem.schedules_per_sequence(); ++head) {
+      const auto kind =
+          problem.schedule(b, std::max<std::int64_t>(problem.seq_q, 1), std::max<std::int64_t>(problem.seq_k, 1), head)
+              .visit(0, 0);
+      any = any || kind.has_value();
+      all_full = all_full && kind == TileKind::full;
+    }
   }
   if (!any) {
     return std::nullopt;
   }
   return all_full ? TileKind::full : TileKind::partial;
+}
+
+// From the positions of the whole to those of a part of it.
+void shift(Positions& positions, const SubProblem& part) {
+  positions.batch_start += static_cast<int>(part.batch_begin);
+  positions.query_start += static_cast<int>(part.query_positions.begin) * positions.query_stride;
+  positions.key_start += static_cast<int>(part.key_positions.begin) * positions.key_stride;
+  positions.query_stride *= static_cast<int>(part.query_positions.stride);
+  positions.key_stride *= static_cast<int>(part.key_positions.stride);
 }
 
 class Cutter {
@@ -121,6 +134,9 @@ class Cutter {
     block_.sinks = false;
     if (whole.dropout.threshold() == 0) {
       block_.dropout = {};
+    }
+    if (!whole.score_function) {
+      block_.function_positions = {};
     }
   }
 
@@ -178,6 +194,11 @@ class Cutter {
                                                     stripe_of(ids.key, whole_.seq_k, part, keys)});
       problem.mask = problem.mask.with_alignment(band.mask.alignment());
     }
+    if (whole_.mask.has_blocks()) {
+      const Range sequences{part.batch_begin, part.batch_begin + batch};
+      problem.mask = with_blocks(problem.mask, part_of_blocks(whole_.mask.block_mask(), sequences, {&queries, 1},
+                                                              {&keys, 1}, [](auto, auto) { return true; }));
+    }
     const auto seen = coverage(problem);
     if (!seen) {
       return;
@@ -198,6 +219,9 @@ class Cutter {
     dropout.key_start += keys.begin * dropout.key_stride;
     dropout.query_stride *= queries.stride;
     dropout.key_stride *= keys.stride;
+    if (problem.score_function) {
+      shift(problem.function_positions, part);
+    }
     part.slope_factor = static_cast<float>(stride);
     part.distance_shift = band.distance_shift;
     parts_.push_back(std::move(part));
@@ -236,10 +260,6 @@ void require_distributable(const Problem& whole) {
     throw Error(ErrorCode::unsupported,
                 std::string(whole.paged() ? "page_size" : "lengths_in_tensors") +
                     ": a cache of keys is not spread over ranks; accepted: key_lengths, without pages");
-  }
-  if (whole.mask.has_blocks()) {
-    throw Error(ErrorCode::unsupported,
-                "mask: a block mask is not spread over ranks; accepted: bands, segments and their intersections");
   }
   if (whole.dtype == DType::float64) {
     throw Error(ErrorCode::unsupported, "dtype: float64; accepted over ranks: float32, bfloat16, float16");

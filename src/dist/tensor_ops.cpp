@@ -23,18 +23,24 @@ struct Walk {
   }
   std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
 
-  // body(index of the first element of a row along the last axis), as offsets of each of two views.
-  template <class Body>
-  void rows(const ConstTensorView& a, const ConstTensorView& b, const Body& body) const {
-    const auto stride = [](const ConstTensorView& view, int axis) {
-      const int own = axis - (kMaxRank - view.rank);
-      return own < 0 ? 0 : view.strides[static_cast<std::size_t>(own)];
-    };
+  // body(where each view has the first element of a row along the last axis).
+  template <std::size_t kViews, class Body>
+  void rows(const std::array<ConstTensorView, kViews>& views, const Body& body) const {
+    std::array<std::array<std::int64_t, 3>, kViews> strides{};
+    for (std::size_t n = 0; n < kViews; ++n) {
+      for (int axis = kMaxRank - views[n].rank; axis < kMaxRank - 1; ++axis) {
+        strides[n][static_cast<std::size_t>(axis)] =
+            views[n].strides[static_cast<std::size_t>(axis - (kMaxRank - views[n].rank))];
+      }
+    }
+    std::array<std::int64_t, kViews> at{};
     for (std::int64_t i = 0; i < shape[0]; ++i) {
       for (std::int64_t j = 0; j < shape[1]; ++j) {
         for (std::int64_t k = 0; k < shape[2]; ++k) {
-          body(i * stride(a, 0) + j * stride(a, 1) + k * stride(a, 2),
-               i * stride(b, 0) + j * stride(b, 1) + k * stride(b, 2));
+          for (std::size_t n = 0; n < kViews; ++n) {
+            at[n] = i * strides[n][0] + j * strides[n][1] + k * strides[n][2];
+          }
+          body(at);
         }
       }
     }
@@ -55,7 +61,8 @@ void convert_on_cpu(const ConstTensorView& source, const TensorView& target) {
   const std::int64_t from_step = last_stride(source);
   const std::int64_t to_step = last_stride(target);
   const bool bytes_alone = source.dtype == target.dtype && (length < 2 || (from_step == 1 && to_step == 1));
-  walk.rows(source, target, [&](std::int64_t from, std::int64_t to) {
+  walk.rows(std::array<ConstTensorView, 2>{source, target}, [&](const auto& at) {
+    const auto [from, to] = at;
     if (bytes_alone) {
       if (length > 0) {
         std::memcpy(advance(target.data, target.dtype, to), advance(source.data, source.dtype, from),
@@ -70,28 +77,51 @@ void convert_on_cpu(const ConstTensorView& source, const TensorView& target) {
   });
 }
 
-void add_on_cpu(const ConstTensorView& source, const TensorView& target) {
+// target = a + b; the target may be either.
+void add_on_cpu(const ConstTensorView& a, const ConstTensorView& b, const TensorView& target) {
   const Walk walk(target);
   const std::int64_t length = walk.row_length();
-  const std::int64_t from_step = last_stride(source);
-  const std::int64_t to_step = last_stride(target);
-  const bool both_floats = source.dtype == DType::float32 && target.dtype == DType::float32;
-  walk.rows(source, target, [&](std::int64_t from, std::int64_t to) {
-    if (both_floats) {
-      const float* in = floats(source) + from;
-      float* out = floats(target) + to;
+  const std::array<ConstTensorView, 3> views{a, b, target};
+  const bool floats_without_gaps = std::all_of(views.begin(), views.end(), [](const ConstTensorView& view) {
+    return view.dtype == DType::float32 && last_stride(view) == 1;
+  });
+  walk.rows(views, [&](const auto& at) {
+    if (floats_without_gaps) {
+      const float* x = floats(a) + at[0];
+      const float* y = floats(b) + at[1];
+      float* out = floats(target) + at[2];
       for (std::int64_t n = 0; n < length; ++n) {
-        out[n * to_step] += in[n * from_step];
+        out[n] = x[n] + y[n];
       }
       return;
     }
     for (std::int64_t n = 0; n < length; ++n) {
-      const std::int64_t at = to + n * to_step;
-      store_element(
-          target.data, target.dtype, at,
-          load_element(target.data, target.dtype, at) + load_element(source.data, source.dtype, from + n * from_step));
+      const double sum = load_element(a.data, a.dtype, at[0] + n * last_stride(a)) +
+                         load_element(b.data, b.dtype, at[1] + n * last_stride(b));
+      store_element(target.data, target.dtype, at[2] + n * last_stride(target), sum);
     }
   });
+}
+
+// Of two rows of numbers, in double precision.
+double dot(const ConstTensorView& a, std::int64_t at_a, const ConstTensorView& b, std::int64_t at_b,
+           std::int64_t count) {
+  std::array<double, 4> sums{};  // the latency of one addition would bind
+  std::int64_t n = 0;
+  if (a.dtype == DType::float32 && b.dtype == DType::float32) {
+    const float* x = floats(a) + at_a;
+    const float* y = floats(b) + at_b;
+    for (; n + 4 <= count; n += 4) {
+      for (std::size_t lane = 0; lane < sums.size(); ++lane) {
+        sums[lane] += static_cast<double>(x[n + static_cast<std::int64_t>(lane)]) *
+                      static_cast<double>(y[n + static_cast<std::int64_t>(lane)]);
+      }
+    }
+  }
+  for (; n < count; ++n) {
+    sums[0] += load_element(a.data, a.dtype, at_a + n) * load_element(b.data, b.dtype, at_b + n);
+  }
+  return sums[0] + sums[1] + (sums[2] + sums[3]);
 }
 
 // O of [batch, tokens, heads, dim] or [total, heads, dim] alone, with its LSE.
@@ -111,12 +141,14 @@ void sum(std::span<const ConstTensorView> terms, const TensorView& target, void*
   const auto own =
       std::find_if(terms.begin(), terms.end(), [&](const ConstTensorView& term) { return term.data == target.data; });
   const auto first = own == terms.end() ? terms.begin() : own;
-  if (first->data != target.data) {
+  if (terms.size() == 1 && first->data != target.data) {
     convert_on_cpu(*first, target);
   }
+  ConstTensorView before = *first;
   for (auto term = terms.begin(); term != terms.end(); ++term) {
     if (term != first) {
-      add_on_cpu(*term, target);
+      add_on_cpu(before, *term, target);
+      before = target;
     }
   }
 }
@@ -143,9 +175,9 @@ void fill(const TensorView& target, float value, void* stream) {
   }
   const Walk walk(target);
   const std::int64_t step = last_stride(target);
-  walk.rows(target, target, [&](std::int64_t row, std::int64_t /*same*/) {
+  walk.rows(std::array<ConstTensorView, 1>{target}, [&](const auto& row) {
     for (std::int64_t n = 0; n < walk.row_length(); ++n) {
-      store_element(target.data, target.dtype, row + n * step, value);
+      store_element(target.data, target.dtype, row[0] + n * step, value);
     }
   });
 }
@@ -166,12 +198,8 @@ void negative_delta(const ConstTensorView& dout, const ConstTensorView& out, con
         const auto line = [&](const ConstTensorView& view) {
           return b * view.strides[0] + h * view.strides[1] + i * view.strides[2];
         };
-        double sum = dlse.absent() ? 0.0 : static_cast<double>(floats(dlse)[line(dlse)]);
-        for (std::int64_t n = 0; n < dim; ++n) {
-          sum -=
-              load_element(dout.data, dout.dtype, start(dout) + n) * load_element(out.data, out.dtype, start(out) + n);
-        }
-        floats(target)[line(target)] = static_cast<float>(sum);
+        const double of_lse = dlse.absent() ? 0.0 : static_cast<double>(floats(dlse)[line(dlse)]);
+        floats(target)[line(target)] = static_cast<float>(of_lse - dot(dout, start(dout), out, start(out), dim));
       }
     }
   }

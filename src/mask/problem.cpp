@@ -59,6 +59,10 @@ std::int64_t Problem::schedules_per_sequence() const { return mask.has_blocks() 
 
 TileSchedule Problem::schedule(std::int64_t batch_index, std::int64_t tile_q, std::int64_t tile_k,
                                std::int64_t head) const {
+  if (mask_function) {
+    internal::fail_argument("mask_function of a schedule", mask_function->describe(),
+                            "problems of lower_mask_function()");
+  }
   const SequenceSpan span = sequence(batch_index);
   const std::int64_t pattern = mask.has_blocks() ? mask.block_mask().pattern_of(batch_index, head) : 0;
   return {mask, {span.queries, span.keys, span.query_row, span.key_row, pattern}, tile_q, tile_k};
@@ -103,6 +107,16 @@ std::string Problem::describe() const {
   }
   if (bias_shape) {
     add("bias " + std::string(dtype_name(bias_dtype)) + list({bias_shape->begin(), bias_shape->end()}));
+  }
+  if (score_function) {
+    add("score_function " + score_function->describe());
+  }
+  if (mask_function) {
+    add("mask_function " + mask_function->describe());
+  }
+  if (const Positions& at = function_positions; !(at == Positions{})) {
+    add("function positions from " + list({at.batch_start, at.head_start, at.query_start, at.key_start}) + " by " +
+        list({at.query_stride, at.key_stride}));
   }
   if (dropout.probability > 0.0) {
     add("dropout " + internal::to_text(dropout.probability) + " seed " + std::to_string(dropout.seed));

@@ -44,9 +44,18 @@ class Impl {
   virtual std::string_view summary() const = 0;
   // Why this machine or build does not have it; nullopt when it does.
   virtual std::optional<std::string> unavailable() const { return std::nullopt; }
-  // Why it does not take this problem, by the name of the field; nullopt when it does. Never called for a problem that
-  // is not valid.
+  // What it runs on.
+  virtual DeviceKind device() const { return DeviceKind::cpu; }
+  // Why it does not take this problem, by the name of the field, on whatever machine and in whatever build; nullopt when it does.
+  // Neither the device nor the kernels of this build are asked. Never called for a problem that is not valid.
   virtual std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const = 0;
+  // What the device or this build lacks for a problem that is not refused; nullopt when nothing.
+  virtual std::optional<std::string> lacks(const Problem& /*problem*/, Pass /*pass*/,
+                                           const PlanOptions& /*options*/) const {
+    return std::nullopt;
+  }
+  // Why it takes no tensors whose rows are not multiples of 16 bytes apart, which a plan does not know; nullopt when it does.
+  virtual std::optional<std::string> refuses_odd_strides() const { return std::nullopt; }
   // The problem must not be refused.
   virtual std::unique_ptr<const Executable> prepare(const Problem& problem, Pass pass,
                                                     const PlanOptions& options) const = 0;

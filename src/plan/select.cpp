@@ -12,7 +12,10 @@ std::optional<std::string> refusal(const Impl& impl, const Problem& problem, Pas
   if (auto reason = impl.unavailable()) {
     return reason;
   }
-  return impl.refuses(problem, pass, options);
+  if (auto reason = impl.refuses(problem, pass, options)) {
+    return reason;
+  }
+  return impl.lacks(problem, pass, options);
 }
 
 TileSchedule::Counts count_tiles(const Problem& problem, std::int64_t tile_q, std::int64_t tile_k) {

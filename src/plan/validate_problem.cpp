@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "core/fail.h"
@@ -199,6 +200,32 @@ void validate_score(const Problem& problem) {
   }
 }
 
+// Functions count positions in 32 bits.
+void validate_functions(const Problem& problem) {
+  if (!problem.score_function && !problem.mask_function) {
+    return;
+  }
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const Positions& at = problem.function_positions;
+  const auto check = [](const std::string& of, std::int64_t start, std::int64_t stride, std::int64_t length) {
+    const std::string name = "function_positions." + of;
+    const std::int64_t last = std::max<std::int64_t>(length, 1) - 1;
+    if (stride < 1 || stride > kMost / std::max<std::int64_t>(last, 1)) {
+      fail_argument(
+          name + "_stride", stride,
+          "1 to " + std::to_string(kMost / std::max<std::int64_t>(last, 1)) + ", so that positions stay below 2^31");
+    }
+    if (start < 0 || start > kMost - last * stride) {
+      fail_argument(name + "_start", start,
+                    "0 to " + std::to_string(kMost - last * stride) + ", so that positions stay below 2^31");
+    }
+  };
+  check("batch", at.batch_start, 1, problem.batch);
+  check("head", at.head_start, 1, problem.heads_q);
+  check("query", at.query_start, at.query_stride, problem.seq_q);
+  check("key", at.key_start, at.key_stride, problem.seq_k);
+}
+
 void validate_dropout(const Problem& problem) {
   const Dropout& dropout = problem.dropout;
   if (!(dropout.probability >= 0.0 && dropout.probability <= 1.0)) {
@@ -232,6 +259,7 @@ void validate(const Problem& problem) {
   validate_cache(problem);
   validate_mask(problem);
   validate_score(problem);
+  validate_functions(problem);
   validate_dropout(problem);
 }
 

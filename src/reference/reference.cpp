@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/half.h"
+#include "function/native.h"
 
 namespace tessera::internal {
 
@@ -130,6 +131,11 @@ Score score_of(const Problem& problem, const ScoreTensors& tensors, const Sequen
     const double cap = problem.softcap;
     const double tangent = std::tanh(scaled / cap);
     score = {cap * tangent, 1 - tangent * tangent};
+  }
+  if (problem.score_function) {
+    const FunctionRow row = function_row(problem.function_positions, at.batch, at.head, at.query, at.key, 1);
+    problem.score_function->native().double_slopes(row, problem.score_function->params().data(), &score.value,
+                                                   &score.derivative);
   }
   if (problem.bias_shape) {
     const auto& shape = *problem.bias_shape;

@@ -185,7 +185,7 @@ void require_hello(const Hello& hello, const TcpOptions& options) {
 }
 
 std::vector<Socket> welcome(const TcpOptions& options, in_addr address, const Deadline& deadline) {
-  const Socket listener = listen_at(address, options.port);
+  const Socket listener = options.listener >= 0 ? Socket(options.listener) : listen_at(address, options.port);
   if (!options.file.empty()) {
     write_port(options.file, port_of(listener));
   }

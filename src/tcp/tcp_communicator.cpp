@@ -95,7 +95,11 @@ void require(const TcpOptions& options) {
   if (options.rank < 0 || options.rank >= options.ranks) {
     internal::fail_argument("rank", std::int64_t{options.rank}, "0 to " + std::to_string(options.ranks - 1));
   }
-  if (options.file.empty() ? options.port < 1 || options.port > kMostPort : options.port != 0) {
+  const bool listens = options.listener >= 0;
+  if (listens && options.rank != 0) {
+    internal::fail_argument("listener", std::int64_t{options.listener}, "-1 on every rank but 0");
+  }
+  if (!listens && (options.file.empty() ? options.port < 1 || options.port > kMostPort : options.port != 0)) {
     internal::fail_argument("port", std::int64_t{options.port}, "1 to 65535, or 0 beside a file");
   }
   if (options.communicator.timeout.count() < 1) {

@@ -24,6 +24,8 @@ run() {
   export QEMU_LD_PREFIX
   # The dispatch must have come to NEON, and the largest groups of cases are left to the host.
   export TESSERA_ISA=neon
+  # The compiler in PATH makes code for the host.
+  export TESSERA_JIT=off
   qemu-aarch64 "$build/bin/tessera_unit_tests" --gtest_brief=1
   qemu-aarch64 "$build/bin/tessera_conformance_tests" --gtest_brief=1 \
     --gtest_filter='Table/*:-*band_*:*strides_*:*lengths_*:*blocks_1*:*blocks_4*:*blocks_6*:*blocks_density*'

@@ -1,9 +1,13 @@
 #include "cli/problem_flags.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
@@ -53,6 +57,28 @@ TEST(ProblemFlags, Defaults) {
   expected.heads_q = expected.heads_kv = 8;
   expected.dim_qk = expected.dim_v = 64;
   EXPECT_EQ(parse("").problem, expected);
+}
+
+TEST(ProblemFlags, Functions) {
+  std::string folder = (std::filesystem::temp_directory_path() / "tessera-flags-XXXXXX").string();
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const std::string score = folder + "/score.h", mask = folder + "/mask.h", table = folder + "/table.txt";
+  std::ofstream(score) << "the score";
+  std::ofstream(mask) << "the mask";
+  std::ofstream(table) << "1 2.5\n-3,4\n";
+  const Problem problem =
+      parse("--score-function " + score + ":0.5,-2 --mask-function " + mask + " --function-start 1,2,3,4").problem;
+  EXPECT_EQ(problem.score_function, ScoreFunction("the score", {0.5F, -2}, score));
+  EXPECT_EQ(problem.mask_function, MaskFunction("the mask", {}, mask));
+  EXPECT_EQ(problem.function_positions, (Positions{1, 2, 3, 4, 1, 1}));
+  EXPECT_EQ(parse(to_flags(problem, {})).problem, problem);
+  const auto from_file = parse("--score-function " + score + ":@" + table).problem.score_function;
+  EXPECT_EQ(from_file->params(), (std::vector<float>{1, 2.5F, -3, 4}));
+  expect_invalid({"--score-function", "'x'", "numbers"}, [&] { parse("--score-function " + score + ":1,x"); });
+  test::expect_error(ErrorCode::io, {"absent.h"}, [&] { parse("--mask-function " + folder + "/absent.h"); });
+  EXPECT_NE(refusal("--function-start 1,2,3").find("--function-start"), std::string::npos);
+  EXPECT_NE(refusal("--score-function :3").find("--score-function"), std::string::npos);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(ProblemFlags, Sizes) {

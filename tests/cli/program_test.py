@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pty
 import re
 import shutil
@@ -27,7 +28,11 @@ class BadFlags(ProgramTest):
             ("explain", "--isa", "mmx"): ["--isa", "'mmx'"],
             ("verify", "--device", "gpu"): ["--device", "'gpu'", "cpu, cuda, cuda:0"],
             ("verify", "--space", "h100"): ["--space", "'h100'", "all, sm90"],
-            ("verify", "--distributed", "ring", "--transport", "pigeon"): ["--transport", "'pigeon'", "nccl, host"],
+            ("verify", "--distributed", "ring", "--transport", "pigeon"): [
+                "--transport",
+                "'pigeon'",
+                "nccl, copy, host",
+            ],
             ("explain", "--impl", "magic"): ["--impl", "'magic'", "flash, reference, standard"],
             ("verify", "--heads", "6", "--kv-heads", "4"): ["--kv-heads", "4", "divisors"],
             ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
@@ -114,6 +119,46 @@ class Verify(ProgramTest):
         done = tessera("verify", "--seq", 64, "--magnitude", 3000, "--scale", 1, *THREADS)
         self.assertEqual(done.returncode, 1, done.stdout)
         self.assertIn("FAIL", done.stdout)
+
+
+class Functions(ProgramTest):
+    """Source text needs a C++ compiler on this machine."""
+
+    EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples" / "functions"
+
+    def run_with(self, *arguments):
+        return tessera(*arguments, *THREADS, env={**os.environ, "TESSERA_CACHE_DIR": str(self.folder / "cache")})
+
+    def setUp(self):
+        super().setUp()
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++").split()[0], "g++", "clang++"))):
+            self.skipTest("no C++ compiler")
+
+    def test_verify_and_explain(self):
+        functions = (
+            "--score-function",
+            f"{self.EXAMPLES / 'gated_distance.h'}:0.5",
+            "--mask-function",
+            f"{self.EXAMPLES / 'dilated.h'}:2,16",
+        )
+        verified = self.run_with("verify", "--seq", 60, "--heads", 2, "--dim", 16, *functions)
+        self.assertEqual((verified.returncode, verified.stderr), (0, ""))
+        self.assertIn("passed", verified.stdout)
+        explained = self.run_with("explain", "--seq", 1024, *functions)
+        self.assertEqual(explained.returncode, 0, explained.stderr)
+        self.assertRegex(explained.stdout, r"score_function \S*gated_distance.h\(1 param, [0-9a-f]{8}\)")
+        self.assertRegex(explained.stdout, r"[1-9][0-9]* skipped\)")
+
+    def test_errors_name_the_file_and_its_line(self):
+        wrong = self.folder / "wrong.h"
+        wrong.write_text("bool keep(tessera::Index i) {\n  return i.position;\n}\n")
+        result = self.run_with("explain", "--mask-function", wrong)
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertIn(f"mask_function: '{wrong}' does not compile", result.stderr)
+        self.assertIn(f"{wrong}:2:", result.stderr)
+        absent = self.run_with("explain", "--score-function", self.folder / "absent.h")
+        self.assertEqual(absent.returncode, 1)
+        self.assertIn("absent.h", absent.stderr)
 
 
 class Bench(ProgramTest):
@@ -234,10 +279,18 @@ class Ranks(ProgramTest):
         # K and V of half the tokens, one hop.
         self.assertEqual(document["points"][0]["ranks"][1]["bytes_sent"], 32 * 2 * 16 * 4)
         self.assertGreater(document["points"][0]["efficiency"], 0)
+        self.assertGreater(document["points"][0]["predicted_seconds"], 0)
+        self.assertEqual(len(document["rates"]["backward"]), 4)  # with and without a mask, of each length
         if plots:
             self.assertIn("rank 1", plot.read_text())
         output = self.succeeds("plan", "--gpus", 2, "--seq", 96, *self.small[:-2], "--measured", figures)
         self.assertIn("backward", output)
+        bare = self.folder / "bare.json"
+        self.succeeds(
+            *("bench", "--distributed", "ring", "--ranks", 2, "--seq", 64, "--min-time", 0.001, "--no-baseline"),
+            *(*self.small, "--json", bare),
+        )
+        self.fails(1, ["--measured", "--no-baseline"], "plan", "--gpus", 2, "--measured", bare)
 
     def test_plan(self):
         figures = self.folder / "plan.json"

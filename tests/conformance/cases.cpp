@@ -23,8 +23,8 @@ Case make_case(std::string name, void (*change)(Problem&, cli::TensorOptions&)) 
 
 std::vector<Case> conformance_cases() {
   std::vector<Case> all;
-  for (const auto& part :
-       {shape_cases(), mask_cases(), score_cases(), layout_cases(), combination_cases(), block_cases()}) {
+  for (const auto& part : {shape_cases(), mask_cases(), score_cases(), layout_cases(), combination_cases(),
+                           block_cases(), function_cases()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

@@ -27,6 +27,7 @@ std::vector<Case> score_cases();
 std::vector<Case> layout_cases();
 std::vector<Case> combination_cases();
 std::vector<Case> block_cases();
+std::vector<Case> function_cases();
 
 // A problem to change one field of: two sequences, two heads, not square, no extent that a vector divides.
 Problem base_problem();

@@ -9,6 +9,7 @@
 #include "cli/random_problem.h"
 #include "conformance/cases.h"
 #include "support/conforms.h"
+#include "support/functions.h"
 #include "support/targets.h"
 
 namespace tessera {
@@ -67,6 +68,23 @@ TEST_P(RandomProblems, Conform) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shards, RandomProblems, testing::Range(std::uint64_t{0}, kShards));
+
+// Random problems with functions of users on top.
+class RandomFunctions : public testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(RandomFunctions, Conform) {
+  const std::vector<Target> targets = test::all_targets();
+  for (std::uint64_t n = 0; n < kProblemsRunPerShard / 2; ++n) {
+    const std::uint64_t index = GetParam() * kProblemsPerShard + n;
+    SCOPED_TRACE("problem " + std::to_string(index) + " of seed " + std::to_string(kSeed + 1));
+    const cli::RandomProblem random = cli::random_problem(kSeed + 1, index);
+    std::vector<Target> chosen = {targets.front()};
+    if (const std::size_t turn = index % targets.size(); turn > 0) chosen.push_back(targets[turn]);
+    expect_conforms(test::with_functions(random.problem, index), random.tensors, chosen);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, RandomFunctions, testing::Range(std::uint64_t{0}, std::uint64_t{6}));
 
 // The random problems reach the whole feature space: each feature is drawn at least twenty times.
 TEST(RandomProblems, CoverEveryFeature) {

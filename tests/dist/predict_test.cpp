@@ -50,6 +50,33 @@ TEST(Predict, DenseForwardByHand) {
   EXPECT_NEAR(late.seconds, slow.seconds + 7 * 5, 1e-6);
 }
 
+// Two ranks, zigzag: a causal part of its own and a dense one, each at the rate of the kernel that is most like it.
+TEST(Predict, PartsTakeTheRatesOfTheirKernels) {
+  const Problem problem = problem_of(Mask::causal());
+  ClusterRates rates{1, 1e15, 1e15, 0, 0};
+  rates.kernels = {{8192, 8192, true, 1e12}, {1024, 1024, true, 5e11}, {4096, 8192, false, 2e12}};
+  const double flops = 2 * (128 + 128) * 4.0;
+  const double causal = 8192.0 * 8193 / 2;
+  const double dense = 4096.0 * 8192;
+  const Prediction two = predict(problem, Pass::forward, 2, with(RingSchedule::ring), rates);
+  EXPECT_NEAR(two.seconds, flops * (causal / 1e12 + dense / 2e12), 1e-6);
+  EXPECT_NEAR(two.compute_seconds, two.seconds, 1e-9);
+  // Two results in 16 bits are read and the output is written.
+  rates.memory_bytes_per_second = 1e9;
+  const double output = 8192.0 * 4 * 128;
+  const Prediction summed = predict(problem, Pass::forward, 2, with(RingSchedule::ring), rates);
+  EXPECT_NEAR(summed.seconds, two.seconds + output * 3 * 2 / 1e9, 1e-6);
+  EXPECT_NEAR(summed.compute_seconds, two.compute_seconds, 1e-9);
+  // On the cores of one machine nothing hides a message.
+  rates.memory_bytes_per_second = 0;
+  rates.node_bytes_per_second = 1e9;
+  rates.cpu_ranks = true;
+  const Prediction copied = predict(problem, Pass::forward, 2, with(RingSchedule::ring), rates);
+  EXPECT_NEAR(copied.seconds, two.seconds + output * 2 * 2 / 1e9, 1e-6);
+  rates.kernels.front().queries = 0;
+  test::expect_invalid({"kernels", "0"}, [&] { predict(problem, Pass::forward, 2, with(RingSchedule::ring), rates); });
+}
+
 TEST(Predict, ZigzagHalvesTheTimeOfACausalPass) {
   const ClusterRates rates{1e12, 1e15, 1e15, 0, 0};
   const Problem problem = problem_of(Mask::causal());

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/rank_tensors.h"
+#include "support/functions.h"
 #include "support/tensor_ops.h"
 #include "tessera/attention.h"
 
@@ -79,6 +80,30 @@ std::vector<Case> cases() {
     p.softcap = 2.0F;
     p.mask = Mask::window(40, 0);
   });
+  add("score_function", [](Problem& p, auto&) {
+    p.score_function = test::gated_distance({0.5F});
+    p.mask = Mask::causal();
+    p.function_positions = {1, 2, 30, 20, 1, 1};
+  });
+  add("score_function_that_hides", [](Problem& p, auto&) {
+    p.score_function = test::nearby({9});
+    p.key_lengths = {61, 30};
+  });
+  add("mask_function", [](Problem& p, auto&) {
+    p.mask_function = test::striped_heads();
+    p.mask = Mask::causal();
+  });
+  add("mask_function_of_the_batch", [](Problem& p, auto&) {
+    std::vector<float> documents{61};
+    for (int token = 0; token < 2 * 61; ++token) documents.push_back(static_cast<float>(token % 61 / 17));
+    p.mask_function = test::same_document(documents);
+  });
+  add("mask_and_score_function", [](Problem& p, TensorOptions& t) {
+    p.mask_function = test::dilated({3, 40});
+    p.score_function = test::gated_distance({0.5F});
+    p.dropout = {0.4, 11, 5, 70, 2, 1, 1, 1};
+    t.dlse = true;
+  });
   add("bias_of_every_pair", [](Problem& p, auto&) { p.bias_shape = {{2, 4, 61, 61}}; });
   add("bias_of_keys", [](Problem& p, auto&) {
     p.mask = Mask::causal();
@@ -87,6 +112,29 @@ std::vector<Case> cases() {
   add("sinks", [](Problem& p, auto&) {
     p.sinks = true;
     p.mask = Mask::window(5, 0);
+  });
+  add("blocks", [](Problem& p, auto&) {
+    p.seq_q = p.seq_k = 192;
+    p.mask = Mask::blocks(block_patterns::random({192, 192, 16, 32}, 0.25, 5));
+  });
+  add("causal_blocks_by_head_and_sequence", [](Problem& p, auto&) {
+    p.seq_k = 150;
+    std::vector<BlockMask> sequences;
+    for (std::uint64_t b = 0; b < 2; ++b) {
+      std::vector<BlockMask> heads;
+      for (std::uint64_t head = 0; head < 4; ++head) {
+        heads.push_back(block_patterns::random({61, 150, 16, 16}, 0.4, 10 * b + head));
+      }
+      sequences.push_back(BlockMask::over_heads(heads));
+    }
+    p.mask = Mask::causal() & Mask::blocks(BlockMask::over_batch(sequences));
+  });
+  add("blocks_alibi_dropout_bias", [](Problem& p, auto&) {
+    p.seq_q = p.seq_k = 100;
+    p.mask = Mask::window(60, 0) & Mask::blocks(block_patterns::strided({100, 100, 16, 16}, 3));
+    p.alibi = true;
+    p.dropout = {0.3, 5, 0, 0, 0, 0, 1, 1};
+    p.bias_shape = {{1, 4, 1, 100}};
   });
   add("rows_that_see_nothing", [](Problem& p, auto&) { p.mask = Mask::causal(Alignment::at(-20)); });
   add("fewer_tokens_than_ranks", [](Problem& p, auto&) { p.seq_q = p.seq_k = 3; });

@@ -2,6 +2,8 @@
 // socket that closes.
 #include <gtest/gtest.h>
 
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
@@ -155,6 +157,38 @@ TEST(Tcp, ARankThatLeavesFailsOrIsSilentIsNamed) {
     const std::string& failure = silent[static_cast<std::size_t>(rank)];
     EXPECT_EQ(failure.find("rank 2 was silent for 0.4 s"), 0U) << failure;
   }
+}
+
+TEST(Tcp, RanksMeetAtASocketThatListensAlready) {
+  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in end{};
+  end.sin_family = AF_INET;
+  end.sin_addr.s_addr = ::htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof end;
+  ASSERT_EQ(::bind(listener, reinterpret_cast<const sockaddr*>(&end), length), 0);
+  ASSERT_EQ(::listen(listener, 4), 0);
+  ASSERT_EQ(::getsockname(listener, reinterpret_cast<sockaddr*>(&end), &length), 0);
+  const auto found = over_tcp(
+      3, 30s,
+      [](Communicator& communicator) {
+        const int mine = communicator.rank();
+        EXPECT_EQ(communicator.gather(std::as_bytes(std::span(&mine, 1))).size(), 3U);
+      },
+      [&](TcpOptions& options) {
+        options.file.clear();
+        if (options.rank == 0) {
+          options.listener = listener;
+        } else {
+          options.port = ntohs(end.sin_port);
+        }
+      });
+  for (const std::string& failure : found) EXPECT_EQ(failure, "");
+  TcpOptions second;
+  second.rank = 1;
+  second.ranks = 2;
+  second.port = 1;
+  second.listener = 0;
+  test::expect_invalid({"listener", "0", "every rank but 0"}, [&] { tcp_communicator(second); });
 }
 
 TEST(Tcp, MessagesOfDifferentSizesAreNamed) {

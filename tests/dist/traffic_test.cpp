@@ -147,6 +147,40 @@ TEST(Traffic, BlocksThatNobodyNeedsStay) {
   EXPECT_EQ(of_narrow[2].steps_computed, 2);
 }
 
+// The pairs of a block mask alone count, in every layout: rank r's queries see the keys of rank r + 1 of 4 and no others.
+TEST(Traffic, StepsWithoutKeptBlocksCostNothing) {
+  for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
+    Problem problem = problem_of(2, 2);
+    problem.seq_q = problem.seq_k = 512;
+    const SequenceLayout tokens(layout, 512, 4);
+    std::vector<int> owner(512);
+    for (int rank = 0; rank < 4; ++rank) {
+      for (const Stripe& piece : tokens.pieces(rank)) {
+        for (std::int64_t i = 0; i < piece.count; ++i) owner[static_cast<std::size_t>(piece.position(i))] = rank;
+      }
+    }
+    std::vector<std::uint8_t> attends;
+    for (const int query : owner) {
+      for (const int key : owner) attends.push_back(key == (query + 1) % 4 ? 1 : 0);
+    }
+    problem.mask = Mask::blocks(BlockMask::from_dense({512, 512, 32, 32}, attends));
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      const auto facts = distributed_facts(problem, pass, 4, with(RingSchedule::ring, layout));
+      const std::vector<Sent> ranks = sent(problem, pass, 4, with(RingSchedule::ring, layout));
+      for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+        EXPECT_EQ(facts[rank].steps_computed, 1) << layout_name(layout);
+        EXPECT_EQ(facts[rank].tiles.pairs, problem.batch * problem.heads_q * 128 * 128);
+        EXPECT_EQ(ranks[rank].counted, ranks[rank].planned);
+      }
+      // A block goes forward to the rank before its owner, three hops, and its gradients come home by one more.
+      const std::int64_t block = problem.batch * 128;
+      const std::int64_t bytes =
+          pass == Pass::forward ? 3 * ring_forward(problem) : 3 * ring_forward(problem) + 8 * kDim * problem.heads_kv;
+      EXPECT_EQ(facts[0].bytes_sent, block * bytes) << layout_name(layout);
+    }
+  }
+}
+
 // What leaves a node goes around once.
 TEST(Traffic, DoubleRingSendsLittleBetweenNodes) {
   const Problem problem = problem_of(8, 8);

@@ -33,6 +33,8 @@ TEST_F(Transport, AnythingButAGpuIsRefused) {
   test::expect_invalid({"device", "cpu", "NCCL"}, [] { nccl_communicator(std::move(local_communicators(1)[0]), {}); });
   test::expect_invalid({"device", "cpu", "host memory"},
                        [] { staged_communicator(std::move(local_communicators(1)[0]), {}); });
+  test::expect_invalid({"device", "cpu", "process to process"},
+                       [] { copy_communicator(std::move(local_communicators(1)[0]), {}); });
   test::expect_invalid({"timeout", "0"}, [] {
     nccl_communicator(std::move(local_communicators(1)[0]), {kGpu, {std::chrono::milliseconds(0)}});
   });
@@ -45,6 +47,8 @@ TEST_F(Transport, WithoutAGpuTheReasonIsTold) {
   test::expect_error(ErrorCode::unsupported, {reason}, [] { local_communicators(std::vector{kGpu, kGpu}); });
   test::expect_error(ErrorCode::unsupported, {reason},
                      [] { staged_communicator(std::move(local_communicators(1)[0]), kGpu); });
+  test::expect_error(ErrorCode::unsupported, {"copies between processes", "rank 0", reason},
+                     [] { copy_communicator(std::move(local_communicators(1)[0]), {kGpu, {}}); });
 }
 
 TEST_F(Transport, APlanForAnotherDeviceIsRefused) {

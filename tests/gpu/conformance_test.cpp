@@ -18,16 +18,19 @@ constexpr std::int64_t kDimMultiple = 8;
 constexpr std::int64_t kMostProgramDim = 128;
 constexpr std::int64_t kKeysOfBlock = 64;  // of random numbers
 // Whether kernels walk lists of tiles for it.
-bool is_listed(const Mask& mask) { return mask.has_segments() || mask.has_blocks(); }
+bool is_listed(const Problem& problem) {
+  return problem.mask.has_segments() || problem.mask.has_blocks() || problem.mask_function;
+}
 
 constexpr std::int64_t kMostListedDimBackward = 128;
+constexpr int kAllDropped = 256;
 
 // The field for which the Impl has to refuse a problem on an existing GPU; nullopt when it has to take it. The backward pass
 // takes no more than the forward pass.
 std::optional<std::string> refused_field(const Problem& problem, Pass pass = Pass::backward) {
   const bool backward = pass == Pass::backward;
   const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostProgramDim;
-  const bool listed = is_listed(problem.mask);
+  const bool listed = is_listed(problem);
   const auto dim_refused = [](std::int64_t dim) { return dim % kDimMultiple != 0 || dim > kMostDim; };
   const std::pair<bool, const char*> fields[] = {
       {problem.dtype != DType::bfloat16 && problem.dtype != DType::float16, "dtype"},
@@ -35,16 +38,13 @@ std::optional<std::string> refused_field(const Problem& problem, Pass pass = Pas
       {dim_refused(problem.dim_qk), "dim_qk"},
       {dim_refused(problem.dim_v), "dim_v"},
       {problem.softmax_scale() <= 0, "scale"},
-      {listed && problem.softcap != 0, "softcap"},
-      {listed && problem.alibi, "alibi"},
-      {listed && problem.bias_shape.has_value(), "bias_shape"},
-      {listed && problem.sinks, "sinks"},
-      {listed && problem.dropout.threshold() != 0, "dropout"},
       {backward && problem.bias_shape.has_value(), "bias_shape"},
       {backward && wide && problem.softcap != 0, "softcap"},
       {backward && wide && problem.alibi, "alibi"},
+      {backward && wide && problem.score_function, "score_function"},
       {problem.dropout.threshold() != 0 &&
-           (wide || problem.dropout.key_stride != 1 || problem.dropout.key_start % kKeysOfBlock != 0),
+           (wide || (backward && problem.dropout.threshold() == kAllDropped) || problem.dropout.key_stride != 1 ||
+            problem.dropout.key_start % kKeysOfBlock != 0),
        "dropout"},
       {problem.sinks && problem.total_k() == 0, "sinks"},
       {backward && listed && std::max(problem.dim_qk, problem.dim_v) > kMostListedDimBackward, "mask"}};
@@ -76,7 +76,7 @@ std::vector<Case> table() {
 // A tensor core multiplies the weight 0 of a hidden pair with whatever the value is, and 0 times NaN is NaN: where a mask
 // cuts a tile, a NaN reaches the rows of that tile that do not see it (docs/numerics.md).
 bool beyond_the_contract(const Case& row) {
-  return row.tensors.specials && (row.problem.mask.has_band() || is_listed(row.problem.mask));
+  return row.tensors.specials && (row.problem.mask.has_band() || is_listed(row.problem));
 }
 
 std::vector<Case> accepted_rows() {

@@ -133,25 +133,6 @@ TEST_F(SmallErrors, RefusalsNameTheField) {
   refused([](Problem& p) { p.dim_qk = 68; }, "dim_qk");
   refused([](Problem& p) { p.dim_v = 264; }, "dim_v");
   refused([](Problem& p) { p.scale = -1.0F; }, "scale");
-  const auto in_two_documents = [](Problem& p) {
-    Segments segments;
-    segments.query.assign(static_cast<std::size_t>(p.batch * p.seq_q), 1);
-    segments.key.assign(static_cast<std::size_t>(p.batch * p.seq_k), 1);
-    p.mask = p.mask & Mask::segments(segments);
-  };
-  for (const auto& [field, add] : std::vector<std::pair<std::string_view, std::function<void(Problem&)>>>{
-           {"softcap", [](Problem& p) { p.softcap = 5.0F; }},
-           {"alibi", [](Problem& p) { p.alibi = true; }},
-           {"sinks", [](Problem& p) { p.sinks = true; }},
-           {"bias_shape", [](Problem& p) { p.bias_shape = {1, 1, 1, 1}; }},
-           {"dropout", [](Problem& p) { p.dropout.probability = 0.5; }}}) {
-    refused(
-        [&](Problem& p) {
-          in_two_documents(p);
-          add(p);
-        },
-        field);
-  }
   expect_works();
 }
 

@@ -1,4 +1,4 @@
-"""Two processes with a GPU each, over NCCL: equality with the oracle, and what one hears when the other is lost."""
+"""Two processes, a GPU each, over NCCL and by copy engines: equality, and what one hears when the other is lost."""
 
 import glob
 import os
@@ -20,20 +20,33 @@ def free_port():
         return probe.getsockname()[1] - 1  # ranks meet at the port after MASTER_PORT
 
 
-def start(*arguments):
+def start(transport, *arguments):
     port = free_port()
     ranks = []
     for rank in range(2):
         environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
         environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NCCL_NVLS_ENABLE="0")
-        command = [TESSERA, *arguments, "--device", "cuda", "--transport", "nccl", "--mask", "causal", "--dim", "128"]
+        command = [
+            TESSERA,
+            *arguments,
+            "--device",
+            "cuda",
+            "--transport",
+            transport,
+            "--mask",
+            "causal",
+            "--dim",
+            "128",
+        ]
         ranks.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
     return ranks
 
 
-class Processes(unittest.TestCase):
+class Processes:
+    """What holds for each transport."""
+
     def tearDown(self):
         for rank in self.ranks:
             if rank.poll() is None:
@@ -41,14 +54,15 @@ class Processes(unittest.TestCase):
             rank.communicate()
 
     def test_equality(self):
-        self.ranks = start("verify", "--distributed", "burst", "--seq", "700", "--heads", "4")
+        self.ranks = start(self.transport, "verify", "--distributed", "burst", "--seq", "700", "--heads", "4")
         outputs = [rank.communicate(timeout=60)[0] for rank in self.ranks]
         self.assertEqual([rank.returncode for rank in self.ranks], [0, 0], outputs)
-        self.assertIn("2 ranks (nccl)", outputs[0])
+        self.assertIn(f"2 ranks ({self.name})", outputs[0])
 
     def lose(self, how):
         """The words of rank 0, and the seconds until it ended, when rank 1 is lost among many passes."""
         self.ranks = start(
+            self.transport,
             *("bench", "--distributed", "ring", "--seq", "32K", "--heads", "32", "--min-time", "60"),
             *("--no-baseline", "--timeout", str(TIMEOUT_SECONDS)),
         )
@@ -58,7 +72,7 @@ class Processes(unittest.TestCase):
         begin = time.monotonic()
         output, _ = self.ranks[0].communicate(timeout=60)
         seconds = time.monotonic() - begin
-        print(f"{how.name}: {seconds:.1f} s, {output.strip()}", flush=True)
+        print(f"{self.transport}, {how.name}: {seconds:.1f} s, {output.strip()}", flush=True)
         self.assertNotEqual(self.ranks[0].returncode, 0)
         return output, seconds
 
@@ -71,6 +85,15 @@ class Processes(unittest.TestCase):
         output, seconds = self.lose(signal.SIGSTOP)
         self.assertIn(f"rank 1 was silent for {TIMEOUT_SECONDS} s", output)
         self.assertLess(seconds, 3 * TIMEOUT_SECONDS)
+
+
+class OverNccl(Processes, unittest.TestCase):
+    transport = name = "nccl"
+
+
+class ByCopies(Processes, unittest.TestCase):
+    transport = "copy"
+    name = "tcp, by the copy engines"
 
 
 if __name__ == "__main__":

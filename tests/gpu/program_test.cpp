@@ -96,6 +96,32 @@ TEST_F(GpuPrograms, DropsTheSameElementsOfAPart) {
   test::expect_conforms(problem, {}, test::gpu_targets());
 }
 
+// Documents of 90 tokens under a causal mask, and every third block of 128 x 128 left out.
+Mask listed_mask(std::int64_t tokens) {
+  Segments segments;
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    segments.query.push_back(static_cast<std::int32_t>(token / 90));
+  }
+  segments.key = segments.query;
+  const BlockMask blocks = BlockMask::from_function({tokens, tokens, 128, 128},
+                                                    [](auto row, auto column) { return (row + column) % 3 != 1; });
+  return Mask::causal() & Mask::segments(segments) & Mask::blocks(blocks);
+}
+
+TEST_F(GpuPrograms, ListedMasksMeetTheContract) {
+  Problem dropout = gpu_problem(500, 500, 4, 64, listed_mask(500));
+  dropout.heads_kv = 2;
+  dropout.dropout.probability = 0.25;
+  Problem alibi = gpu_problem(500, 500, 2, 96, listed_mask(500));
+  alibi.alibi = true;
+  alibi.sinks = true;
+  for (const Problem& problem : {dropout, alibi, with_all(gpu_problem(500, 500, 2, 128, listed_mask(500)))}) {
+    SCOPED_TRACE(problem.describe());
+    test::expect_conforms(problem, {}, test::gpu_targets());
+    test::expect_conforms(problem, {}, test::gpu_targets(), false);
+  }
+}
+
 TEST_F(GpuPrograms, GradientsInAnyOrderMeetTheContract) {
   const Problem problem = with_all(gpu_problem(900, 900, 4, 128, Mask::causal()));
   test::expect_conforms(problem, {}, test::gpu_targets(), false);

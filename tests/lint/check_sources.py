@@ -16,6 +16,8 @@ from collections.abc import Iterator
 # Folders of one group are siblings; each may include the groups before its own.
 ORDER = (
     {"core"},
+    {"jit"},
+    {"function"},
     {"mask"},
     {"reference", "plan"},
     {"cpu", "cuda"},
@@ -25,7 +27,7 @@ ORDER = (
     {"tests"},
 )
 RANK = {folder: rank for rank, group in enumerate(ORDER) for folder in group}
-LAYERS = {folder for group in ORDER[:6] for folder in group}
+LAYERS = {folder for group in ORDER[:8] for folder in group}
 # Highway's own examples quote its headers; foreach_target.h relies on the order that they show.
 QUOTED_THIRD_PARTY = {"hwy"}
 # Layers whose code needs nothing but the standard library.
@@ -41,11 +43,20 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.$}/:*-])/(?:home|root|work|usr|opt|tmp|mnt|
 BINARY_SUFFIXES = {".png", ".safetensors", ".bin"}
 
 
+# The run-time compilation that functions and kernels share is a layer of its own, inside the folder of kernels.
+LAYER_INSIDE = {("cuda", "jit"): "jit"}
+
+
+def layer_of(parts: tuple[str, ...]) -> str:
+    """The layer of a path below src, from its folders."""
+    return LAYER_INSIDE.get(parts[:2], parts[0])
+
+
 def folder_of(path: pathlib.PurePath) -> str | None:
     """The folder of the dependency rule that a file belongs to; "include" for public headers."""
     parts = path.parts
     if parts[0] == "src":
-        return parts[1] if len(parts) > 2 else None
+        return layer_of(parts[1:-1]) if len(parts) > 2 else None
     return parts[0] if parts[0] == "include" or parts[0] in RANK else None
 
 
@@ -60,7 +71,7 @@ def include_problem(folder: str, quoted: str | None, angled: str | None) -> str 
         return None
     if folder == "include":
         return f'public headers include "tessera/...", not "{quoted}"'
-    target = quoted.split("/")[0] if "/" in quoted else None
+    target = layer_of(tuple(quoted.split("/")[:-1])) if "/" in quoted else None
     if target in QUOTED_THIRD_PARTY:
         return f'{folder} needs nothing but the standard library, not "{quoted}"' if folder in STANDARD_ONLY else None
     if folder == "examples" and target in LAYERS:

@@ -43,6 +43,13 @@ class Includes(unittest.TestCase):
         self.refused("src/cpu/a.cpp", '"cuda/b.h"')
         self.refused("bench/a.cpp", '"cli/b.h"')
 
+    def test_the_layer_inside_cuda(self):
+        self.accepted("src/function/a.cpp", '"cuda/jit/b.h"')
+        self.accepted("src/cuda/a.cpp", '"cuda/jit/b.h"')
+        self.refused("src/function/a.cpp", '"cuda/b.h"')
+        self.refused("src/cuda/jit/a.cpp", '"cuda/b.h"')
+        self.refused("src/cuda/jit/a.cpp", '"function/b.h"')
+
     def test_public_headers(self):
         self.refused("include/tessera/a.h", '"core/b.h"')
         self.refused("include/tessera/a.h", "<omp.h>")

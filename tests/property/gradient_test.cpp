@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "support/functions.h"
 #include "support/tensor_ops.h"
 #include "tessera/attention.h"
 
@@ -56,6 +57,16 @@ std::vector<Case> cases() {
                 [](Problem& p, TensorOptions&) { p.mask = Mask::window(1, 0, Alignment::at(-2)); }),
       make_case("scale", [](Problem& p, TensorOptions&) { p.scale = 1.7F; }),
       make_case("softcap", [](Problem& p, TensorOptions& o) { p.softcap = 0.8F, o.magnitude = 1.5; }),
+      make_case("score_function", [](Problem& p, TensorOptions&) { p.score_function = test::gated_distance({0.7F}); }),
+      make_case("score_function_after_softcap",
+                [](Problem& p, TensorOptions& o) {
+                  p.softcap = 0.8F, o.magnitude = 1.5;
+                  p.score_function = test::gated_distance({0.7F});
+                  p.bias_shape = {{1, 2, 4, 5}};
+                }),
+      make_case("score_function_that_caps",
+                [](Problem& p, TensorOptions& o) { p.score_function = test::capped({0.8F}), o.magnitude = 1.5; }),
+      make_case("mask_function", [](Problem& p, TensorOptions&) { p.mask_function = test::striped_heads(); }),
       make_case("alibi", [](Problem& p, TensorOptions&) { p.alibi = true; }),
       make_case("sinks", [](Problem& p, TensorOptions&) { p.sinks = true; }),
       make_case("bias", [](Problem& p, TensorOptions&) { p.bias_shape = {{2, 2, 4, 5}}; }),

@@ -44,6 +44,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "impl": ({"impl": "magic"}, "magic"),
     "isa": ({"isa": "mmx"}, "mmx"),
     "threads": ({"threads": -2}, "threads: -2"),
+    "float32_products": ({"float32_products": "half"}, "float32_products: half; accepted: exact, tf32"),
 }
 
 

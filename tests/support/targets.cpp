@@ -35,6 +35,7 @@ PlanOptions Target::options() const {
   result.isa = isa;
   result.threads = threads;
   result.device = device;
+  result.float32_products = float32_products;
   return result;
 }
 

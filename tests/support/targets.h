@@ -14,6 +14,7 @@ struct Target {
   std::string isa;  // empty for Impls without a choice
   int threads = 1;  // more only where threads are the question: on a busy machine they wait for each other
   Device device{};
+  Float32Products float32_products = Float32Products::exact;
 
   PlanOptions options() const;
   // "flash/AVX2", "reference", "sm90 on cuda:0"

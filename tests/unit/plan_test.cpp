@@ -74,6 +74,13 @@ TEST(Plan, UnknownImplIsRefusedWithTheKnownOnes) {
                  [] { Plan::make(plain_problem(), Pass::forward, with_impl("flesh")); });
 }
 
+TEST(Plan, ProductsHaveNames) {
+  for (const Float32Products products : {Float32Products::exact, Float32Products::tf32}) {
+    EXPECT_EQ(float32_products_from_name(float32_products_name(products)), products);
+  }
+  expect_invalid({"float32_products: half", "exact, tf32"}, [] { float32_products_from_name("half"); });
+}
+
 TEST(Plan, TheEnvironmentChoosesAnImplThatTheCallerLeavesOpen) {
   setenv("TESSERA_IMPL", "reference", 1);
   EXPECT_EQ(Plan::make(plain_problem(), Pass::forward).facts().impl, "reference");

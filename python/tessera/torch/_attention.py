@@ -96,6 +96,14 @@ def _block_bytes(blocks: BlockMask | None) -> Tensor | None:
     return None if blocks is None else torch.frombuffer(bytearray(blocks.to_bytes()), dtype=torch.uint8)
 
 
+@torch.compiler.assume_constant_result
+def _function_text(name: str, function: Any) -> str | None:
+    kind = _ops.FUNCTIONS[name]
+    if function is not None and not isinstance(function, kind):
+        raise ValueError(f"{name}: {function!r}; accepted: a tessera.{kind.__name__}")
+    return _ops.text_of(function)
+
+
 def _number(given: dict[str, Any], name: str) -> Any:
     value = given.get(name)
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, type(None))):
@@ -143,6 +151,8 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
         raise ValueError(f'alignment: "{alignment}"; accepted: "bottom_right", "top_left" or an integer')
     output_dtype = given.get("output_dtype")
     scalars = {
+        "score_function": _function_text("score_function", given.get("score_function")),
+        "mask_function": _function_text("mask_function", given.get("mask_function")),
         "causal": bool(given.get("causal")),
         "window_left": left,
         "window_right": right,
@@ -152,10 +162,12 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
         "softcap": _number(given, "softcap") or 0.0,
         "dropout_p": _number(given, "dropout_p") or 0.0,
         "dropout_start": given.get("dropout_start"),
+        "function_start": given.get("function_start"),
         "output_dtype": str(output_dtype).removeprefix("torch.") if output_dtype is not None else None,
         "impl": given.get("impl"),
         "isa": given.get("isa"),
         "threads": given.get("threads") or 0,
         "deterministic": given.get("deterministic") is not False,
+        "float32_products": given.get("float32_products"),
     }
     return [tensors[name] for name in _ops.TENSOR_OPTIONS], [scalars[name] for name in _ops.SCALAR_OPTIONS]

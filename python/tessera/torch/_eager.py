@@ -16,7 +16,21 @@ from .._options import Mask, plain
 
 # Options whose values are hashable and say everything; others, and those that a call does not know, go the general way.
 _SCALARS = frozenset(
-    ("mask", "causal", "window", "alignment", "scale", "softcap", "impl", "deterministic", "output_dtype")
+    (
+        "mask",
+        "causal",
+        "window",
+        "alignment",
+        "mask_function",
+        "scale",
+        "softcap",
+        "score_function",
+        "function_start",
+        "impl",
+        "deterministic",
+        "float32_products",
+        "output_dtype",
+    )
 )
 _MOST_PLANS = 256
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # missing in builds without CUDA
@@ -47,15 +61,7 @@ class Call:
         out = torch.empty_like(q) if self.out_is_like_q else q.new_empty(self.out_shape, dtype=self.dtype)
         lse = q.new_empty(self.lse_shape, dtype=torch.float32) if with_lse else None
         workspace = q.new_empty(self.forward_words) if self.forward_words > 0 else None
-        self.pass_forward.forward(
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            0 if lse is None else lse.data_ptr(),
-            0 if workspace is None else workspace.data_ptr(),
-            _current_stream(self.index),  # type: ignore[misc]
-        )
+        self.pass_forward.forward(q, k, v, out, lse, workspace, _current_stream(self.index))  # type: ignore[misc]
         return out, lse
 
     def backward(
@@ -69,19 +75,8 @@ class Call:
         dq, dk, dv = (x.new_empty(x.shape, dtype=self.dtype) for x in (q, k, v))
         words = _words(prepared)
         workspace = q.new_empty(words) if words > 0 else None
-        prepared.backward(
-            dout.data_ptr(),
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            dq.data_ptr(),
-            dk.data_ptr(),
-            dv.data_ptr(),
-            0 if workspace is None else workspace.data_ptr(),
-            _current_stream(self.index),  # type: ignore[misc]
-        )
+        stream = _current_stream(self.index)  # type: ignore[misc]
+        prepared.backward(dout, q, k, v, out, lse, dq, dk, dv, workspace, stream)
         if self.dtype == q.dtype:
             return dq, dk, dv
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
@@ -92,7 +87,8 @@ def _words(prepared: _tessera.Prepared) -> int:
     return (prepared.workspace_bytes + 1) // 2
 
 
-_calls: dict[_Key, Call] = {}
+# By the options: the calls, and their places in the list by the tensors.
+_calls: dict[_Key, tuple[_tessera.CallTable, list[Call]]] = {}
 
 
 def find(q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Call | None:
@@ -105,29 +101,18 @@ def find(q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Call | 
         or torch._C._get_tracing_state() is not None
     ):
         return None
-    key = (
-        q.shape,
-        k.shape,
-        v.shape,
-        q.stride(),
-        k.stride(),
-        v.stride(),
-        q.dtype,
-        k.dtype,
-        v.dtype,
-        q.get_device(),
-        k.get_device(),
-        v.get_device(),
-        *options.items(),
-    )
     try:
-        call = _calls.get(key)
+        known = _calls.get(tuple(options.items()))
     except TypeError:  # an option that cannot be hashed
         return None
-    return call if call is not None else _make(key, q, k, v, options)
+    if known is not None:
+        place = known[0].find(q, k, v)
+        if place >= 0:
+            return known[1][place]
+    return _make(q, k, v, options)
 
 
-def _make(key: _Key, q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Call | None:
+def _make(q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Call | None:
     mask = options.get("mask")
     if not _SCALARS.issuperset(options) or not (mask is None or _is_band(mask)):
         return None
@@ -135,10 +120,12 @@ def _make(key: _Key, q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]
         return None
     if q.dtype not in (torch.bfloat16, torch.float16):
         return None
-    if len(_calls) >= _MOST_PLANS:
+    if sum(len(calls) for _, calls in _calls.values()) >= _MOST_PLANS:
         _calls.clear()
     call = Call(q, k, v, options)
-    _calls[key] = call
+    table, calls = _calls.setdefault(tuple(options.items()), (_tessera.CallTable(), []))
+    if table.add(q, k, v) == len(calls):
+        calls.append(call)
     return call
 
 

@@ -6,6 +6,7 @@ int64 tensors here. The order of the arguments is TENSOR_OPTIONS, then SCALAR_OP
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ TENSOR_OPTIONS = {
     "dropout_seed": "Tensor?",
 }
 SCALAR_OPTIONS = {
+    "score_function": "str?",  # the bytes of a ScoreFunction, in base 64
+    "mask_function": "str?",
     "causal": "bool",
     "window_left": "int?",
     "window_right": "int?",
@@ -37,15 +40,27 @@ SCALAR_OPTIONS = {
     "softcap": "float",
     "dropout_p": "float",
     "dropout_start": "int[]?",
+    "function_start": "int[]?",
     "output_dtype": "str?",
     "impl": "str?",
     "isa": "str?",
     "threads": "int",
     "deterministic": "bool",
+    "float32_products": "str?",
 }
+FUNCTIONS: dict[str, Any] = {"score_function": tessera.ScoreFunction, "mask_function": tessera.MaskFunction}
 _NAMES = (*TENSOR_OPTIONS, *SCALAR_OPTIONS)
 _SCHEMA = ", ".join(f"{kind} {name}" for name, kind in (TENSOR_OPTIONS | SCALAR_OPTIONS).items())
 _FORWARD_INPUTS = 3  # q, k, v
+
+
+def text_of(function: Any) -> str | None:
+    """A ScoreFunction or MaskFunction as a constant that a graph can hold."""
+    return None if function is None else base64.b64encode(function.to_bytes()).decode()
+
+
+def function_of(name: str, text: str | None) -> Any:
+    return None if text is None else FUNCTIONS[name].from_bytes(base64.b64decode(text))
 
 
 def _named(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -60,6 +75,8 @@ def _options(values: tuple[Any, ...]) -> dict[str, Any]:
             given[name] = given[name].detach()
     if given["blocks"] is not None:
         given["blocks"] = tessera.BlockMask.from_bytes(bytes(given["blocks"].numpy()))
+    for name in FUNCTIONS:
+        given[name] = function_of(name, given[name])
     query_ids, key_ids = given.pop("query_ids"), given.pop("key_ids")
     given["segments"] = None if query_ids is None else (query_ids, key_ids)
     sides = (given.pop("window_left"), given.pop("window_right"))
@@ -70,8 +87,9 @@ def _options(values: tuple[Any, ...]) -> dict[str, Any]:
     seed = given["dropout_seed"]
     # A negative number is the same 64 bits read as signed, which is what an int64 tensor holds.
     given["dropout_seed"] = None if seed is None else int(seed.item()) % 2**64
-    start = given["dropout_start"]
-    given["dropout_start"] = None if start is None else tuple(start)
+    for name in ("dropout_start", "function_start"):
+        start = given[name]
+        given[name] = None if start is None else tuple(start)
     given["threads"] = given["threads"] or torch.get_num_threads()
     return given
 

@@ -1,7 +1,7 @@
 """torch.func.vmap over the operators: the mapped dimension becomes a part of the batch.
 
 That is exact for everything that each sequence of the batch has for itself. What the sequences share and the map would
-split (gradients of sinks), and what depends on the place in the batch (dropout), is refused.
+split (gradients of sinks), and what depends on the place in the batch (dropout, some functions), is refused.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ def _fold_options(options: Sequence[Any], dims: Sequence[int | None], size: int,
         _refuse("the ragged layout (cu_seqlens_q)")
     if given["dropout_p"] > 0:
         _refuse(f"dropout_p: {given['dropout_p']}")
+    for name in _ops.FUNCTIONS:
+        function = _ops.function_of(name, given[name])
+        if function is not None and function.depends_on_batch:
+            _refuse(f"a {name} that depends on the batch")
     if mapped["sinks"] is not None:
         _refuse("sinks that differ along the mapped dimension")
     for name in _BY_BATCH:

@@ -16,6 +16,7 @@ class AbsentImpl final : public Impl {
   std::string_view name() const override { return name_; }
   std::string_view summary() const override { return summary_; }
   std::optional<std::string> unavailable() const override { return cuda_unavailable(); }
+  DeviceKind device() const override { return DeviceKind::cuda; }
   std::optional<std::string> refuses(const Problem& /*problem*/, Pass /*pass*/,
                                      const PlanOptions& /*options*/) const override {
     return cuda_unavailable();

@@ -1,6 +1,7 @@
 // Before and after the backward kernel. Both are bound by memory: they read and write 16 bytes a thread.
 #include "cuda/common/backward_rows.h"
 #include "cuda/common/row_location.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/tile/softmax.cuh"
 
 namespace tessera {
@@ -24,6 +25,7 @@ TESSERA_DEVICE float dot(const uint4& a, const uint4& b) {
 // delta = rowsum(dO o O) - dLSE (FlashAttention-2, Algorithm 2, line 4), by kLanes threads a row.
 template <int kLanes>
 TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
+  ptx::let_next_grid_start();
   const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
   if (index < params.number_count) {
     params.numbers[index] = 0;

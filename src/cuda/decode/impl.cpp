@@ -21,13 +21,17 @@ std::optional<std::string> refuses_device(const PlanOptions& options) {
   if (options.device.kind != DeviceKind::cuda) {
     return "device: it runs on CUDA devices";
   }
+  if (!options.isa.empty()) {
+    return "isa: instruction sets are those of the CPU";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> lacks_capability(const PlanOptions& options) {
   const CudaDeviceInfo& device = cuda_device(options.device.index);
   if (device.capability_major < 8) {
     return "device: it needs compute capability 8.0 or higher, and " + device.name + " has " +
            std::to_string(device.capability_major) + "." + std::to_string(device.capability_minor);
-  }
-  if (!options.isa.empty()) {
-    return "isa: instruction sets are those of the CPU";
   }
   return std::nullopt;
 }
@@ -72,6 +76,9 @@ std::optional<std::string> refuses_features(const Problem& problem) {
   if (problem.dropout.threshold() != 0) {
     return "dropout: it has none";
   }
+  if (problem.score_function) {
+    return "score_function: it takes none";
+  }
   if (problem.mask.has_segments()) {
     return "mask: it takes no segments";
   }
@@ -94,6 +101,7 @@ class DecodeImpl final : public Impl {
     }
     return embedded_images().empty() ? std::optional<std::string>("this build has no kernels") : std::nullopt;
   }
+  DeviceKind device() const override { return DeviceKind::cuda; }
   std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const override {
     if (pass != Pass::forward) {
       return "pass: it has the forward pass alone";
@@ -103,6 +111,13 @@ class DecodeImpl final : public Impl {
       if (reason) {
         return reason;
       }
+    }
+    return std::nullopt;
+  }
+  std::optional<std::string> refuses_odd_strides() const override { return "strides: it takes multiples of 16 bytes"; }
+  std::optional<std::string> lacks(const Problem& problem, Pass /*pass*/, const PlanOptions& options) const override {
+    if (auto reason = lacks_capability(options)) {
+      return reason;
     }
     return decode_missing(problem, options);
   }

@@ -164,7 +164,7 @@ class DecodeExecutable final : public DeviceExecutable {
     params.out_is_float32 = problem.out_dtype() == DType::float32 ? 1 : 0;
     params.blocks = narrow(blocks_);
     params.band = band_of(problem.mask);
-    params.score = score_params(problem, tensors.score, device());
+    params.score = score_params_of(tensors.score);
     if (problem.lengths_in_tensors) {
       params.lengths = static_cast<const std::int32_t*>(tensors.key_lengths.data);
       params.lengths_stride = tensors.key_lengths.strides[0];

@@ -173,7 +173,7 @@ class RowTile {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float& x = r_scores[half][e];
-        x = softcap ? score.softcap * tile::tanh_of(x * inverse) : x;
+        x = softcap ? score.softcap * tile::tanh_of<Element>(x * inverse) : x;
         x -= slope_[e / 2] * fabsf(static_cast<float>(query_[e / 2] + diagonal - (column + 8 * half + e % 2)));
         x *= kLog2e;
       }

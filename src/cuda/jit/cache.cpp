@@ -47,7 +47,7 @@ std::optional<std::filesystem::path> folder_from(const char* variable, const cha
 
 }  // namespace
 
-std::filesystem::path KernelCache::path_of(const Digest& key) const { return folder_ / (hex(key) + ".cubin"); }
+std::filesystem::path KernelCache::path_of(const Digest& key) const { return folder_ / (hex(key) + suffix_); }
 
 std::optional<std::vector<std::byte>> KernelCache::load(const Digest& key) const {
   std::ifstream file(path_of(key), std::ios::binary | std::ios::ate);
@@ -104,7 +104,7 @@ std::optional<std::filesystem::path> default_cache_folder() {
 
 Digest cache_key(const KernelCompiler& compiler, const CompileJob& job) {
   Sha256 digest;
-  digest.add(compiler.identity()).add(job.architecture).add(job.source);
+  digest.add(compiler.identity()).add(job.architecture).add(job.source).add(job.approximate ? "approximate" : "exact");
   for (const SourceFile& header : job.headers) {
     digest.add(header.name).add(header.text);
   }
@@ -116,7 +116,7 @@ std::vector<std::byte> find_or_compile(const KernelCompiler& compiler, const Com
   if (!folder) {
     return compiler.compile(job);
   }
-  const KernelCache cache(*folder);
+  const KernelCache cache(*folder, compiler.suffix());
   const Digest key = cache_key(compiler, job);
   if (auto image = cache.load(key)) {
     return *std::move(image);

@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/sha256.h"
@@ -14,7 +16,8 @@ namespace tessera::internal {
 // one or none. An entry names its key and has a checksum; one that is truncated, altered or about something else is no entry.
 class KernelCache {
  public:
-  explicit KernelCache(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  explicit KernelCache(std::filesystem::path folder, std::string_view suffix = ".cubin")
+      : folder_(std::move(folder)), suffix_(suffix) {}
 
   std::optional<std::vector<std::byte>> load(const Digest& key) const;
   // Whether it was written; a folder that cannot be written to is not an error, since the image is there.
@@ -23,6 +26,7 @@ class KernelCache {
 
  private:
   std::filesystem::path folder_;
+  std::string suffix_;
 };
 
 // The folder: TESSERA_CACHE_DIR, else tessera in XDG_CACHE_HOME, else in .cache of HOME; nullopt when none of them is set.

@@ -21,6 +21,9 @@ struct CompileJob {
   std::string source;                   // of the translation unit
   std::string architecture;             // "sm_90a"
   std::span<const SourceFile> headers;  // that it may include
+  std::string function = {};            // the user's, by the name in the source's #line; or empty
+  // Divisions and roots may be some units of the last place off, and what is below 2^-126 may be 0.
+  bool approximate = false;
 };
 
 class KernelCompiler {
@@ -34,7 +37,9 @@ class KernelCompiler {
   virtual std::optional<std::string> unavailable() const = 0;
   // Its name, version and options: everything but the job that the image depends on.
   virtual std::string identity() const = 0;
-  // The image (a cubin). Throws Error(internal) with the compiler's words.
+  // How the names of its images end in the cache.
+  virtual std::string_view suffix() const { return ".cubin"; }
+  // The image. Throws Error with the compiler's words.
   virtual std::vector<std::byte> compile(const CompileJob& job) const = 0;
 };
 

@@ -17,6 +17,11 @@ TESSERA_DEVICE void copy_box(void* s_target, const TensorMap& map, std::uint64_t
       : "memory");
 }
 
+// The description of a tensor, which the engine otherwise fetches with the first box.
+TESSERA_DEVICE void prefetch_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // The same box to the L2 cache alone.
 TESSERA_DEVICE void prefetch_box(const TensorMap& map, int column, int row, int head, int batch) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(column),

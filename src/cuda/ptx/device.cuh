@@ -7,6 +7,12 @@
 
 namespace tessera::ptx {
 
+// The compiler's __is_same, which the run-time one lacks.
+template <class A, class B>
+inline constexpr bool kSame = false;
+template <class A>
+inline constexpr bool kSame<A, A> = true;
+
 // The address in the shared window of this block, as instructions take it.
 TESSERA_DEVICE std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));

@@ -9,6 +9,8 @@
 namespace tessera::ptx {
 
 struct float32 {};
+// float32 in memory and in sums, rounded to 11 bits in products.
+struct tf32 {};
 
 // D += A B: A [16 x 16] and B [16 x 8] of 16-bit elements. a[0..3]: (row l / 4, depth l % 4 * 2 + {0, 1}), the same of row + 8,
 // both again at depth + 8. b0, b1: column l / 4, depth l % 4 * 2 + {0, 1} and those + 8.
@@ -58,6 +60,13 @@ TESSERA_DEVICE void mma_tf32(float* d, const std::uint32_t* a, std::uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// To the nearest number of 11 bits.
+TESSERA_DEVICE std::uint32_t round_to_tf32(std::uint32_t x) {
+  std::uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
+  return y;
+}
+
 // Four 8 x 8 matrices of 16-bit elements (or 8 x 4 of 32 bits) from shared memory: lane l gives the address of row l % 8 of
 // matrix l / 8, and gets of each the 32 bits l % 4 of row l / 4.
 TESSERA_DEVICE void load_matrices(std::uint32_t s_address, std::uint32_t& r0, std::uint32_t& r1, std::uint32_t& r2,
@@ -82,5 +91,6 @@ TESSERA_DEVICE std::uint32_t load_word(std::uint32_t s_address) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(s_address) : "memory");
   return word;
 }
+TESSERA_DEVICE float load_float(std::uint32_t s_address) { return __uint_as_float(load_word(s_address)); }
 
 }  // namespace tessera::ptx

@@ -21,6 +21,13 @@ TESSERA_DEVICE float exp2(float x) {
   return y;
 }
 
+// 1 / x with an error of one unit in the last place; infinite for denormal x.
+TESSERA_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // With a relative error of up to 2^-11.
 TESSERA_DEVICE float tanh(float x) {
   float y;
@@ -78,6 +85,13 @@ TESSERA_DEVICE void transpose_quad(std::uint32_t& x0, std::uint32_t& x1, std::ui
   exchange(x2, x3, odd, 1);
   exchange(x0, x2, second, 2);
   exchange(x1, x3, second, 2);
+}
+
+// To 16 aligned bytes of global memory.
+TESSERA_DEVICE void store_words(void* g_target, const std::uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(g_target), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
 }
 
 // Four 8 x 8 matrices of 16-bit elements to shared memory; lane l gives the address of row l % 8 of matrix l / 8.

@@ -29,15 +29,22 @@ TESSERA_DEVICE void pin(float (&r_values)[kCount]) {
   }
 }
 
-// Operands in shared memory lie in sub-tiles of rows of 128 bytes, swizzled in groups of 8 rows.
+// Operands in shared memory lie in sub-tiles of rows of 128 bytes, swizzled in groups of 8 rows. A product with 64 columns takes
+// the tensor cores 32 cycles, and a chain of uniform instructions that encodes an address takes longer: so the steps of a loop
+// add `offset`, a constant, to what is encoded once.
+TESSERA_DEVICE std::uint64_t operand(std::uint32_t s_address, std::uint32_t leading_bytes, std::uint32_t offset) {
+  constexpr std::uint64_t kGroupBytes = 1024;  // from 8 rows to the next
+  constexpr std::uint64_t kSwizzle128 = 1ULL << 62;
+  const std::uint32_t low = ((s_address & 0x3FFFF) >> 4 | leading_bytes >> 4 << 16) + (offset >> 4);
+  return low | kGroupBytes >> 4 << 32 | kSwizzle128;
+}
 // Depth contiguous (64 elements of depth a row):
-TESSERA_DEVICE std::uint64_t depth_major(std::uint32_t s_address) {
-  return static_cast<std::uint64_t>((s_address & 0x3FFFF) >> 4) | (1ULL << 16) | (64ULL << 32) | (1ULL << 62);
+TESSERA_DEVICE std::uint64_t depth_major(std::uint32_t s_address, std::uint32_t offset = 0) {
+  return operand(s_address, 16, offset);
 }
 // Rows or columns contiguous (64 of them a row, each row one step of depth); `group_bytes` from one 64 to the next.
-TESSERA_DEVICE std::uint64_t width_major(std::uint32_t s_address, std::uint32_t group_bytes) {
-  return static_cast<std::uint64_t>((s_address & 0x3FFFF) >> 4) | (static_cast<std::uint64_t>(group_bytes >> 4) << 16) |
-         (64ULL << 32) | (1ULL << 62);
+TESSERA_DEVICE std::uint64_t width_major(std::uint32_t s_address, std::uint32_t group_bytes, std::uint32_t offset = 0) {
+  return operand(s_address, group_bytes, offset);
 }
 
 template <int N, class Element>

@@ -16,13 +16,17 @@ std::optional<std::string> refuses_sm80_device(const PlanOptions& options) {
   if (options.device.kind != DeviceKind::cuda) {
     return "device: it runs on CUDA devices";
   }
+  if (!options.isa.empty()) {
+    return "isa: instruction sets are those of the CPU";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> lacks_capability(const PlanOptions& options) {
   const CudaDeviceInfo& device = cuda_device(options.device.index);
   if (device.capability_major < 8) {
     return "device: it needs compute capability 8.0 or higher, and " + device.name + " has " +
            std::to_string(device.capability_major) + "." + std::to_string(device.capability_minor);
-  }
-  if (!options.isa.empty()) {
-    return "isa: instruction sets are those of the CPU";
   }
   return std::nullopt;
 }
@@ -56,11 +60,15 @@ class Sm80Impl final : public Impl {
     }
     return embedded_images().empty() ? std::optional<std::string>("this build has no kernels") : std::nullopt;
   }
-  std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const override {
+  DeviceKind device() const override { return DeviceKind::cuda; }
+  std::optional<std::string> refuses(const Problem& problem, Pass /*pass*/, const PlanOptions& options) const override {
     if (auto reason = refuses_sm80_device(options)) {
       return reason;
     }
-    if (auto reason = refuses_sm80_problem(problem)) {
+    return refuses_sm80_problem(problem);
+  }
+  std::optional<std::string> lacks(const Problem& problem, Pass pass, const PlanOptions& options) const override {
+    if (auto reason = lacks_capability(options)) {
       return reason;
     }
     return pass == Pass::forward ? sm80_forward_missing(problem, options) : sm80_backward_missing(problem, options);

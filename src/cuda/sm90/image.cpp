@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/function_source.h"
 #include "cuda/nvrtc.h"
 #include "cuda/sm90/executable.h"
 #include "cuda/tensors.h"
@@ -19,7 +20,8 @@ std::vector<std::string> names_of(std::uint32_t features) {
                                       {ScoreFeature::alibi, "alibi"},
                                       {ScoreFeature::bias, "bias"},
                                       {ScoreFeature::dropout, "dropout"},
-                                      {ScoreFeature::sinks, "sinks"}}) {
+                                      {ScoreFeature::sinks, "sinks"},
+                                      {ScoreFeature::positions, "positions"}}) {
     if ((features & static_cast<std::uint32_t>(feature)) != 0) {
       names.emplace_back(name);
     }
@@ -31,7 +33,7 @@ std::vector<std::string> names_of(std::uint32_t features) {
 
 KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> columns, const Problem& problem,
                        std::uint32_t features) {
-  KernelImage image{std::string(family.name), {}};
+  KernelImage image{std::string(family.name), {}, {}, false};
   std::string arguments;
   for (const int column : columns) {
     image.name += "_" + std::to_string(column);
@@ -43,11 +45,19 @@ KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> co
   for (const std::string& feature : names_of(features)) {
     image.name += "_" + feature;
   }
+  if (problem.score_function) {
+    image.name += function_suffix(problem);
+    image.source = function_source(problem);
+    image.function = problem.score_function->name();
+    image.approximate = true;
+  }
   std::string macro(family.name);
   std::transform(macro.begin(), macro.end(), macro.begin(), [](unsigned char c) { return std::toupper(c); });
-  image.source = "#include \"" + std::string(family.header) + "\"\nTESSERA_" + macro +
-                 (features == 0 ? "_INSTANCE(" : "_PROGRAM(") + image.name + ", " + arguments + mask + ", " + element +
-                 (features == 0 ? ")\n" : ", " + std::to_string(features) + ")\n");
+  // The plain forward kernels are not made compact where a build compiles them.
+  const std::uint32_t program = features == 0 && family.name == kForwardFamily.name ? kCompact : features;
+  image.source += "#include \"" + std::string(family.header) + "\"\nTESSERA_" + macro +
+                  (program == 0 ? "_INSTANCE(" : "_PROGRAM(") + image.name + ", " + arguments + mask + ", " + element +
+                  (program == 0 ? ")\n" : ", " + std::to_string(program) + ")\n");
   return image;
 }
 
@@ -56,6 +66,9 @@ std::string no_kernel(const Problem& problem, std::uint32_t features, std::strin
                      std::string(element_name(problem.dtype));
   for (const std::string& feature : names_of(features)) {
     text += " with " + feature;
+  }
+  if (problem.score_function) {
+    text = "score_function: " + text;
   }
   text.append(": this build has no ").append(kernel).append(" for it");
   if (features == 0) {

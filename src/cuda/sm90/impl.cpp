@@ -21,13 +21,17 @@ std::optional<std::string> refuses_device(const PlanOptions& options) {
   if (options.device.kind != DeviceKind::cuda) {
     return "device: it runs on CUDA devices";
   }
+  if (!options.isa.empty()) {
+    return "isa: instruction sets are those of the CPU";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> lacks_capability(const PlanOptions& options) {
   const CudaDeviceInfo& device = cuda_device(options.device.index);
   if (device.capability_major != 9 || device.capability_minor != 0) {
     return "device: it needs compute capability 9.0, and " + device.name + " has " +
            std::to_string(device.capability_major) + "." + std::to_string(device.capability_minor);
-  }
-  if (!options.isa.empty()) {
-    return "isa: instruction sets are those of the CPU";
   }
   return std::nullopt;
 }
@@ -62,24 +66,19 @@ std::optional<std::string> refuses_features(const Problem& problem) {
 std::optional<std::string> refuses_program(const Problem& problem, Pass pass) {
   constexpr std::int64_t kMostProgramDim = 128;
   constexpr std::int64_t kBlockKeys = 64;  // of a Philox block
+  constexpr int kAllDropped = 256;         // whose scale of kept weights is infinite
   const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostProgramDim;
   const bool dropout = problem.dropout.threshold() != 0;
-  if (needs_lists(problem.mask)) {
-    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"},
-                                        {problem.alibi, "alibi"},
-                                        {problem.bias_shape.has_value(), "bias_shape"},
-                                        {problem.sinks, "sinks"},
-                                        {dropout, "dropout"}}) {
-      if (present) {
-        return std::string(name) + ": it takes none with segments or block masks";
-      }
-    }
+  if (pass == Pass::backward && wide && needs_lists(problem.mask)) {
+    return "mask: its backward pass takes segments and block masks up to head dim 128";
   }
   if (pass == Pass::backward && problem.bias_shape) {
     return "bias_shape: its backward pass has no gradient of a bias";
   }
   if (pass == Pass::backward && wide) {
-    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"}, {problem.alibi, "alibi"}}) {
+    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"},
+                                        {problem.alibi, "alibi"},
+                                        {problem.score_function.has_value(), "score_function"}}) {
       if (present) {
         return std::string(name) + ": its backward pass takes it up to head dim 128";
       }
@@ -87,6 +86,9 @@ std::optional<std::string> refuses_program(const Problem& problem, Pass pass) {
   }
   if (dropout && wide) {
     return "dropout: it takes it up to head dim 128";
+  }
+  if (pass == Pass::backward && problem.dropout.threshold() == kAllDropped) {
+    return "dropout: its backward pass takes probabilities below 1";
   }
   if (dropout && (problem.dropout.key_stride != 1 || problem.dropout.key_start % kBlockKeys != 0)) {
     return "dropout: it takes keys that follow each other from a multiple of 64 on";
@@ -99,6 +101,9 @@ std::optional<std::string> refuses_program(const Problem& problem, Pass pass) {
   }
   if (problem.paged()) {
     return "page_size: it takes no pages";
+  }
+  if (pass == Pass::backward && wide && needs_lists(problem.mask)) {
+    return "mask: its backward pass takes segments and block masks up to head dim 128";
   }
   return std::nullopt;
 }
@@ -115,6 +120,7 @@ class Sm90Impl final : public Impl {
     }
     return embedded_images().empty() ? std::optional<std::string>("this build has no kernels") : std::nullopt;
   }
+  DeviceKind device() const override { return DeviceKind::cuda; }
   std::optional<std::string> refuses(const Problem& problem, Pass pass, const PlanOptions& options) const override {
     if (auto reason = refuses_device(options)) {
       return reason;
@@ -125,7 +131,11 @@ class Sm90Impl final : public Impl {
     if (auto reason = refuses_features(problem)) {
       return reason;
     }
-    if (auto reason = refuses_program(problem, pass)) {
+    return refuses_program(problem, pass);
+  }
+  std::optional<std::string> refuses_odd_strides() const override { return "strides: it takes multiples of 16 bytes"; }
+  std::optional<std::string> lacks(const Problem& problem, Pass pass, const PlanOptions& options) const override {
+    if (auto reason = lacks_capability(options)) {
       return reason;
     }
     return pass == Pass::forward ? forward_missing(problem, options) : backward_missing(problem, options);

@@ -1,11 +1,12 @@
 // What a score program adds to the Hopper kernels. Where a feature is absent its hook is empty when it is compiled.
 //
-// Products become logits in powers of two: softcap, then bias and ALiBi. A softcap alone leaves tanh, which the softmax
-// multiplies by softcap * log2(e) as it multiplies plain products by their scale.
+// Products become logits in powers of two: softcap, a user's function, then bias and ALiBi. A softcap alone leaves tanh, which
+// the softmax multiplies by softcap * log2(e) as it multiplies plain products by their scale; a function natural logits.
 #pragma once
 
 #include "cuda/ptx/registers.cuh"
 #include "cuda/tile/dropout.cuh"
+#include "cuda/tile/function.cuh"
 #include "cuda/tile/program.h"
 
 namespace tessera::sm90 {
@@ -18,7 +19,14 @@ struct Features {
   static constexpr bool kBias = has(ScoreFeature::bias);
   static constexpr bool kDropout = has(ScoreFeature::dropout);
   static constexpr bool kSinks = has(ScoreFeature::sinks);
+  static constexpr bool kFunction = has(ScoreFeature::function);
   static constexpr bool kAdds = kAlibi || kBias;
+
+  using Place = tile::FunctionPlace<has(ScoreFeature::positions)>;
+  // What a function takes, of what the softcap or the product leaves.
+  TESSERA_DEVICE static float function_scale(const ScoreParams& params) {
+    return kSoftcap ? params.softcap : params.scale;
+  }
 };
 
 inline constexpr float kLog2e = 1.44269504088896341F;
@@ -34,7 +42,9 @@ TESSERA_DEVICE float soft_cap(float x) {
   if constexpr (kRoundsToBfloat16<Element>) {
     return ptx::tanh(x);
   } else {
-    return 1.0F - __fdividef(2.0F, ptx::exp2(2.0F * kLog2e * x) + 1.0F);
+    // Near 0 the difference would lose its digits.
+    const float far = 1.0F - __fdividef(2.0F, ptx::exp2(2.0F * kLog2e * x) + 1.0F);
+    return fabsf(x) < 0.05F ? fmaf(x * x * x, -1.0F / 3.0F, x) : far;
   }
 }
 

@@ -3,31 +3,43 @@
 #pragma once
 
 #include "cuda/ptx/mma.cuh"
+#include "cuda/tile/function.cuh"
 #include "cuda/tile/philox.cuh"
 #include "cuda/tile/program.h"
+#include "cuda/tile/shared_rows.cuh"
 #include "cuda/tile/work.cuh"
 
 namespace tessera::tile {
 
 constexpr float kLog2e = 1.44269504088896341F;
 
-// tanh with an error of a few units of the last place, and its derivative 1 - tanh^2. Near 0 the quotient would lose them to
-// cancellation, far from it the derivative's difference would.
-struct Tangent {
-  float value, derivative;
-};
+// tanh and its derivative 1 - tanh^2. Far from 0 the derivative's difference would lose digits, so that it comes from
+// 1 - tanh |x|; near 0 the quotient's would. float32 has an error of a few units of the last place.
+template <class Element>
 TESSERA_DEVICE Tangent tangent_of(float x) {
   const float power = ptx::exp2(2 * kLog2e * fabsf(x));
   const float rest = __fdividef(2.0F, power + 1.0F);  // 1 - tanh |x|
+  const Tangent far{copysignf(1.0F - rest, x), rest * (2.0F - rest)};
   const float square = x * x;
-  float series = fmaf(square, 1.645924e-2F, -5.268439e-2F);
-  series = fmaf(series, square, 1.3320946e-1F);
-  series = fmaf(series, square, -3.3332958e-1F);
-  const float near = fmaf(series * square, x, x);
-  return fabsf(x) < 0.55F ? Tangent{near, fmaf(-near, near, 1.0F)}
-                          : Tangent{copysignf(1.0F - rest, x), rest * (2.0F - rest)};
+  if constexpr (kElementBytes<Element> == 2) {
+    return {fabsf(x) < 0.05F ? fmaf(square * x, -1.0F / 3.0F, x) : far.value, far.derivative};
+  } else {
+    float series = fmaf(square, 1.645924e-2F, -5.268439e-2F);
+    series = fmaf(series, square, 1.3320946e-1F);
+    series = fmaf(series, square, -3.3332958e-1F);
+    const float near = fmaf(series * square, x, x);
+    return fabsf(x) < 0.55F ? Tangent{near, fmaf(-near, near, 1.0F)} : far;
+  }
 }
-TESSERA_DEVICE float tanh_of(float x) { return tangent_of(x).value; }
+// For bfloat16 the instruction, whose relative error of 2^-11 is below the rounding of such a score.
+template <class Element>
+TESSERA_DEVICE float tanh_of(float x) {
+  if constexpr (ptx::kSame<Element, ptx::bfloat16>) {
+    return ptx::tanh(x);
+  } else {
+    return tangent_of<Element>(x).value;
+  }
+}
 
 // The modifiers for one sequence and query head. Element: of Q, K and V, and of a bias that is not float32.
 template <class Program, class Element>
@@ -46,7 +58,7 @@ class ScoreModifiers {
   TESSERA_DEVICE bool transforms() const { return Program::transforms(params_); }
   TESSERA_DEVICE float factor_log2() const { return transforms() ? 1.0F : params_.scale * kLog2e; }
 
-  // Products to logits in base 2: softcap, bias and ALiBi. Hidden ones are left to the mask, which comes after.
+  // Products to logits in base 2: softcap, a user's function, bias and ALiBi. Hidden ones are left to the mask, which comes after.
   template <int kCount>
   TESSERA_DEVICE void transform(float (&r_scores)[kCount], int query, int key) const {
     float none[1];
@@ -81,17 +93,19 @@ class ScoreModifiers {
                                 float (&r_derivative)[kDerivatives]) const {
     if (has(ScoreFeature::softcap)) {
       const float inverse = params_.scale / params_.softcap;
-      const float cap_log2 = params_.softcap * kLog2e;
+      const float cap_log2 = Program::kFunction ? params_.softcap : params_.softcap * kLog2e;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const Tangent tangent = tangent_of(r_scores[i] * inverse);
-        r_scores[i] = tangent.value * cap_log2;
         if constexpr (kDerivative) {
+          const Tangent tangent = tangent_of<Element>(r_scores[i] * inverse);
+          r_scores[i] = tangent.value * cap_log2;
           r_derivative[i] = tangent.derivative;
+        } else {
+          r_scores[i] = tanh_of<Element>(r_scores[i] * inverse) * cap_log2;
         }
       }
     } else {
-      const float scale_log2 = params_.scale * kLog2e;
+      const float scale_log2 = Program::kFunction ? params_.scale : params_.scale * kLog2e;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         r_scores[i] *= scale_log2;
@@ -99,6 +113,9 @@ class ScoreModifiers {
           r_derivative[i] = 1.0F;
         }
       }
+    }
+    if constexpr (Program::kFunction) {
+      apply_function<kDerivative>(r_scores, query, key, r_derivative);
     }
     if (has(ScoreFeature::bias)) {
       if (params_.bias.is_float32 != 0) {
@@ -116,14 +133,48 @@ class ScoreModifiers {
     }
   }
 
+  // Of natural logits, to those in base 2. Elements behind an end, which are hidden or not stored, have the last position.
+  template <bool kDerivative, int kCount, int kDerivatives>
+  TESSERA_DEVICE void apply_function(float (&r_scores)[kCount], int query, int key,
+                                     float (&r_derivative)[kDerivatives]) const {
+    const FunctionPlace<Program::kMoved> place(params_.function, sequence_, head_);
+    const float first = place.distance(query, key);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int row = i % 4 / 2 * 8;
+      const int column = i / 4 * 8 + i % 2;
+      const int query_of = min(query + row, queries_ - 1);
+      const int key_of = min(key + column, keys_ - 1);
+      const float distance = first + place.step(row, column);
+      if constexpr (kDerivative) {
+        const Tangent tangent = differentiate_function(r_scores[i], place, query_of, key_of, distance);
+        r_scores[i] = tangent.value * kLog2e;
+        r_derivative[i] *= tangent.derivative;
+      } else {
+        r_scores[i] = call_function(r_scores[i], place, query_of, key_of, distance) * kLog2e;
+      }
+    }
+  }
+
   template <class Stored, int kCount>
   TESSERA_DEVICE void add_bias(float (&r_scores)[kCount], int query, int key) const {
     const BiasParams& bias = params_.bias;
     const Stored* const g_head =
         static_cast<const Stored*>(bias.data) + sequence_ * bias.strides[0] + head_ * bias.strides[1];
+    const bool inside = query + 8 < queries_ && key + 2 * kCount - 7 < keys_;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Stored* const g_row = g_head + (query + 8 * r) * bias.strides[2] + key * bias.strides[3];
+      if (bias.in_pairs != 0 && inside) {
+#pragma unroll
+        for (int i = 0; i < kCount / 4; ++i) {
+          const float2 pair = load_pair(g_row + 8 * i);
+          float* const r_pair = r_scores + 4 * i + 2 * r;
+          r_pair[0] = fmaf(pair.x, kLog2e, r_pair[0]);
+          r_pair[1] = fmaf(pair.y, kLog2e, r_pair[1]);
+        }
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < kCount / 4; ++i) {
 #pragma unroll
@@ -138,9 +189,17 @@ class ScoreModifiers {
       }
     }
   }
+  TESSERA_DEVICE static float2 load_pair(const float* g_pair) { return __ldg(reinterpret_cast<const float2*>(g_pair)); }
+  TESSERA_DEVICE static float2 load_pair(const std::uint16_t* g_pair) {
+    if constexpr (kElementBytes<Element> == 4) {
+      return {};
+    } else {
+      return ptx::unpack<Element>(__ldg(reinterpret_cast<const std::uint32_t*>(g_pair)));
+    }
+  }
   TESSERA_DEVICE static float widened(float value) { return value; }
   TESSERA_DEVICE static float widened(std::uint16_t value) {
-    if constexpr (__is_same(Element, ptx::float32)) {
+    if constexpr (kElementBytes<Element> == 4) {
       return 0.0F;
     } else {
       return ptx::unpack<Element>(value).x;

@@ -11,6 +11,8 @@ enum class ScoreFeature : std::uint32_t {
   bias = 4,
   dropout = 8,
   sinks = 16,
+  function = 32,   // of a user
+  positions = 64,  // of the function, where they are not those of the sequence
 };
 
 // Dropout of one pass, see Dropout in tessera/problem.h: positions of the Problem become those of the whole.
@@ -27,6 +29,15 @@ struct BiasParams {
   const void* data;
   std::int64_t strides[4];  // of batch, head, query and key, in elements; 0 along a broadcast extent
   std::int32_t is_float32;  // else it has the inputs' dtype
+  std::int32_t in_pairs;    // the elements of an even key and of the one after it can be read at once
+};
+
+// Of a user's function, see Positions in tessera/score_function.h.
+struct FunctionParams {
+  const float* params;
+  std::int32_t batch_start, head_start;
+  std::int32_t query_start, query_stride;
+  std::int32_t key_start, key_stride;
 };
 
 struct ScoreParams {
@@ -41,12 +52,20 @@ struct ScoreParams {
   std::int32_t diagonal, bottom_right;
   BiasParams bias;
   DropoutParams dropout;
+  FunctionParams function;
 };
 
 // Those that change a score by more than a factor.
-inline constexpr std::uint32_t kTransforms = static_cast<std::uint32_t>(ScoreFeature::softcap) |
-                                             static_cast<std::uint32_t>(ScoreFeature::alibi) |
-                                             static_cast<std::uint32_t>(ScoreFeature::bias);
+inline constexpr std::uint32_t kTransforms =
+    static_cast<std::uint32_t>(ScoreFeature::softcap) | static_cast<std::uint32_t>(ScoreFeature::alibi) |
+    static_cast<std::uint32_t>(ScoreFeature::bias) | static_cast<std::uint32_t>(ScoreFeature::function);
+
+// Beside the modifiers of a Hopper kernel that is compiled when it is first used: the code of a step stands in it once, which
+// takes half the time to compile. Kernels with modifiers are made so in any case.
+inline constexpr std::uint32_t kCompact = 1U << 31;
+// Beside the modifiers of a kernel of the sm80 family with a function: it writes float32, else the inputs' dtype. Others read that
+// at run time.
+inline constexpr std::uint32_t kFloat32Output = 1U << 30;
 
 // The modifiers of a kernel: known when it is compiled, so that absent ones cost nothing, or read from its parameters.
 template <std::uint32_t kFeatures>
@@ -54,10 +73,17 @@ struct StaticProgram {
   static constexpr bool has(const ScoreParams& /*params*/, ScoreFeature feature) {
     return (kFeatures & static_cast<std::uint32_t>(feature)) != 0;
   }
+  static constexpr bool kFunction = (kFeatures & static_cast<std::uint32_t>(ScoreFeature::function)) != 0;
+  static constexpr bool kMoved = (kFeatures & static_cast<std::uint32_t>(ScoreFeature::positions)) != 0;
+  static constexpr bool kFloat32 = (kFeatures & kFloat32Output) != 0;
   // Whether scores become logits in a step of their own. Without one the softmax multiplies them, by a scale above 0.
   static constexpr bool transforms(const ScoreParams& /*params*/) { return (kFeatures & kTransforms) != 0; }
 };
+// A function is in a kernel when it is compiled.
 struct RuntimeProgram {
+  static constexpr bool kFunction = false;
+  static constexpr bool kMoved = false;
+  static constexpr bool kFloat32 = false;
   static constexpr bool has(const ScoreParams& params, ScoreFeature feature) {
     return (params.features & static_cast<std::uint32_t>(feature)) != 0;
   }

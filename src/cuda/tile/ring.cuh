@@ -16,6 +16,19 @@ struct RingPosition {
       parity ^= 1;
     }
   }
+  // `steps`, at most kSlots, ago.
+  TESSERA_DEVICE RingPosition before(int steps) const {
+    const int earlier = slot - steps;
+    return earlier < 0 ? RingPosition{earlier + kSlots, parity ^ 1} : RingPosition{earlier, parity};
+  }
+  // By `steps` of at most kSlots.
+  TESSERA_DEVICE void advance(int steps) {
+    slot += steps;
+    if (slot >= kSlots) {
+      slot -= kSlots;
+      parity ^= 1;
+    }
+  }
 };
 
 }  // namespace tessera::tile

@@ -8,7 +8,7 @@
 namespace tessera::tile {
 
 template <class Element>
-inline constexpr int kElementBytes = __is_same(Element, ptx::float32) ? 4 : 2;
+inline constexpr int kElementBytes = ptx::kSame<Element, ptx::float32> || ptx::kSame<Element, ptx::tf32> ? 4 : 2;
 
 // What 16-byte chunk c of row r becomes, so that what one load reads touches every bank once.
 enum class Swizzle : int {
@@ -76,25 +76,24 @@ TESSERA_DEVICE void copy_rows(std::uint32_t s_tile, const std::uint8_t* g_first,
     copy_rows_slowly<Rows, kRows, kThreads>(s_tile, g_first, source, row_bytes, valid_rows);
     return;
   }
-  const auto thread = static_cast<int>(threadIdx.x);
-  if constexpr (kThreads % kChunks == 0 && kThreads / kChunks % 8 == 0) {
-    // A thread keeps its column, and its place in the swizzle.
-    constexpr int kStep = kThreads / kChunks;
-    static_assert(kRows % kStep == 0);
-    const std::uint32_t s_chunk = s_tile + Rows::offset(thread / kChunks, thread % kChunks);
-    const std::uint8_t* g_chunk = g_first + thread / kChunks * source.token_stride + thread % kChunks * 16;
+  // A thread keeps its column in every kLanes chunks and, where rows are a multiple of 8 apart, its place in the swizzle:
+  // addresses are one pointer and immediates.
+  constexpr int kLanes = kThreads / kChunks % 8 == 0 && kThreads % kChunks == 0 ? kChunks : 8;
+  constexpr int kStep = kThreads / kLanes;
+  static_assert(kRows % kStep == 0);
+  const int first_row = static_cast<int>(threadIdx.x) / kLanes;
+  const int first_chunk = static_cast<int>(threadIdx.x) % kLanes;
+  const std::uint8_t* g_row = g_first + first_row * source.token_stride + first_chunk * 16;
 #pragma unroll
-    for (int row = 0; row < kRows; row += kStep) {
-      ptx::copy_async<16>(s_chunk + row * Rows::kRowBytes, g_chunk);
-      g_chunk += kStep * source.token_stride;
+  for (int row = 0; row < kRows; row += kStep) {
+    const std::uint32_t s_row = s_tile + Rows::offset(first_row + row, first_chunk);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; chunk += kLanes) {
+      if (chunk + kLanes <= kChunks || first_chunk + chunk < kChunks) {
+        ptx::copy_async<16>(s_row + chunk * 16, g_row + chunk * 16);
+      }
     }
-  } else {
-#pragma unroll 4
-    for (int index = thread; index < kRows * kChunks; index += kThreads) {
-      const int row = index / kChunks;
-      const int chunk = index % kChunks;
-      ptx::copy_async<16>(s_tile + Rows::offset(row, chunk), g_first + row * source.token_stride + chunk * 16);
-    }
+    g_row += kStep * source.token_stride;
   }
 }
 

@@ -39,6 +39,12 @@ struct OnlineSoftmax {
   float sum[2];      // of this thread's weights alone
   float rescale[2];  // what the latest update did to everything before it
 
+  // Before any score: the first update() need not be told.
+  TESSERA_DEVICE void reset() {
+    maximum[0] = maximum[1] = -__builtin_huge_valf();
+    sum[0] = sum[1] = 0.0F;
+  }
+
   // Replaces scores by weights 2^(scale (s - maximum)). A warp has its scheduler nearly to itself while the other warpgroups
   // wait for products, so that the latency of chains counts: maxima and sums run in four of them for each row.
   template <bool kFirst, int kCount>
@@ -158,8 +164,9 @@ TESSERA_DEVICE void stage_rows(std::uint32_t s_tile, const float (&r_values)[kCo
 }
 
 // Row `r` of a fragment, times `factor`, to `dim` columns of global memory in pieces of 16 bytes: a quad holds 8 columns
-// of a row in every register, and after a transpose each of its lanes has 8 columns in four.
-template <class Element, int kCount>
+// of a row in every register, and after a transpose each of its lanes has 8 columns in four. `kAtOnce`: each piece is written by
+// one instruction. Left to itself the compiler writes most of them in four, which saves it registers and takes longer.
+template <class Element, bool kAtOnce = false, int kCount>
 TESSERA_DEVICE void store_rows(const float (&r_values)[kCount], const float (&factor)[2],
                                std::uint16_t* const (&g_rows)[2], const bool (&stored)[2], int dim) {
 #pragma unroll
@@ -175,7 +182,11 @@ TESSERA_DEVICE void store_rows(const float (&r_values)[kCount], const float (&fa
       ptx::transpose_quad(words[0], words[1], words[2], words[3]);
       const int column = 8 * i + static_cast<int>(threadIdx.x % 4) * 8;
       if (stored[r] && column < dim) {
-        *reinterpret_cast<uint4*>(g_rows[r] + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        if constexpr (kAtOnce) {
+          ptx::store_words(g_rows[r] + column, words);
+        } else {
+          *reinterpret_cast<uint4*>(g_rows[r] + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
       }
     }
   }

@@ -39,11 +39,17 @@ def oracle(
 
 
 BAND = np.arange(12)[None, :] <= np.arange(9)[:, None] + 3
+CAP = "template <class T> T score(T s, tessera::Index, const float* params) { return params[0] * tanh(s / params[0]); }"
+FUNCTIONS = {
+    "score_function": tessera.ScoreFunction(CAP, [2.0]),
+    "mask_function": tessera.MaskFunction("bool keep(tessera::Index i) { return i.key <= i.query + 3; }"),
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dense": ({}, {}),
     "causal": ({"mask": tessera.Mask(causal=True)}, {"visible": BAND}),
     "boolean": ({"mask": BAND[None, None]}, {"visible": BAND}),
     "softcap": ({"softcap": 2.0}, {"softcap": 2.0}),
+    "functions": (FUNCTIONS, {"softcap": 2.0, "visible": BAND}),
     "lengths": ({"key_lengths": [12, 5]}, {"visible": (np.arange(12) < np.array([[12], [5]]))[:, None, None]}),
 }
 

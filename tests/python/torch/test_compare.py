@@ -18,7 +18,7 @@ import torch
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from compare import cases, cuda, gpu, libraries  # noqa: E402
+from compare import cases, cuda, gpu, libraries, long_sequence  # noqa: E402
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,10 +48,18 @@ def test_names_that_no_case_has() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device() -> None:
-    result = run("--device", "cuda")
+@pytest.mark.parametrize("options", [[], ["--block-sparse"], ["--long"]])
+def test_cuda_without_a_device(options: list[str]) -> None:
+    result = run("--device", "cuda", *options)
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--block-sparse", "--functions", "--long"])
+def test_what_needs_a_gpu(option: str) -> None:
+    result = run(option)
+    assert result.returncode == 2
+    assert f"{option} needs --device cuda" in result.stderr
 
 
 class HostAsDevice(gpu.CudaDevice):
@@ -65,6 +73,9 @@ class HostAsDevice(gpu.CudaDevice):
 
     def describe(self) -> dict[str, Any]:
         return {"device": "host"}
+
+    def bytes_in_use(self, release: bool = False) -> int:
+        return 0
 
     def active(self) -> Any:
         return nullcontext()
@@ -170,3 +181,16 @@ def test_turns() -> None:
     rounds = device.enqueued[-8:]
     assert rounds == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert called[:4] == [0, 1, 0, 1]
+
+
+def test_a_long_sequence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(long_sequence, "DIMS", (64,))
+    rows = long_sequence.compare(HostAsDevice(), OPTIONS, seq=512)
+    assert [row["attention"] for row in rows] == ["butterfly", "dense", "standard"]
+    assert rows[0]["density"] == 0.75
+    assert all(row[name] > 0 for row in rows[:2] for name in ("forward", "backward"))
+    assert rows[2]["bytes"] == 2 * 16 * 512**2 * 2
+    assert rows[2]["error"] == ""
+    printed = capsys.readouterr().out
+    assert "butterfly    75.00%" in printed
+    assert "standard" in printed

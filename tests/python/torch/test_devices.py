@@ -8,6 +8,7 @@ import pytest
 import tessera
 import tessera.torch
 import torch
+from tessera import _tessera
 
 
 class OnGpu(torch.Tensor):
@@ -53,6 +54,27 @@ def test_without_a_device_the_reason_is_said() -> None:
     with pytest.raises(NotImplementedError) as raised:
         tessera.forward(GPU, GPU, GPU, causal=True)
     assert tessera.info()["cuda"]["unavailable"] in str(raised.value)
+
+
+@pytest.mark.parametrize("make", [torch.zeros, on_gpu])
+def test_prepared_calls_are_found_by_what_their_tensors_are(make: Any) -> None:
+    """By torch's C exchange interface, where it has one, and by attributes, as of a subclass."""
+    q, k = make(1, 4, 2, 8, dtype=torch.bfloat16), make(1, 9, 2, 8, dtype=torch.bfloat16)
+    if make is torch.zeros and not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("torch has no C exchange interface, without which tensors on the CPU go another way")
+    table = _tessera.CallTable()
+    assert table.find(q, k, k) == -1
+    assert [table.add(q, k, k), table.add(q, q, q), table.add(q, k, k)] == [0, 1, 0]
+    assert table.find(make(1, 4, 2, 8, dtype=torch.bfloat16), k, k) == 0
+    assert table.find(q, q, q) == 1
+    for other in (
+        make(1, 4, 2, 8, dtype=torch.float16),
+        make(1, 4, 2, 16, dtype=torch.bfloat16),
+        make(1, 2, 4, 8, dtype=torch.bfloat16).transpose(1, 2),
+        make(4, 2, 8, dtype=torch.bfloat16),
+    ):
+        assert table.find(other, k, k) == -1
+    assert table.find("no tensor", k, k) == -1
 
 
 def test_the_stream_of_an_operator_is_the_current_one() -> None:

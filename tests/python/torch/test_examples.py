@@ -1,16 +1,42 @@
-"""The training example in small: both attentions start from the same weights and stay together."""
+"""The training examples in small: what is compared starts from the same weights and stays together."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import ranks
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "gpt"))
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
-import train
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / name / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+train = example("gpt")
+
+
+def ring_losses(distributed: bool, layout: str = "zigzag") -> list[float]:
+    import torch  # noqa: PLC0415  after the check for it in conftest.py
+
+    options = argparse.Namespace(steps=12, batch=4, seq=31, rate=3e-3, seed=1, layout=layout)
+    return example("ring_torch").train(options, torch.device("cpu"), distributed)
+
+
+def test_training_around_a_ring() -> None:
+    alone = ring_losses(False)
+    for layout in ("zigzag", "striped"):
+        for losses in ranks.values(ranks.run(2, ring_losses, True, layout)):
+            assert losses == pytest.approx(alone, abs=1e-4)
 
 
 def test_training_with_tessera_and_with_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,9 +42,14 @@ struct BackwardConfig {
   constexpr int weight_tiles(BackwardRole role) const {
     return role == BackwardRole::bias ? 0 : role == BackwardRole::queries ? 1 : 2;
   }
-  constexpr int shared_bytes(BackwardRole role) const {
-    return owned_bytes(role) + stages * stage_bytes(role) + weight_tiles(role) * weight_bytes();
+  // Whether the warps of a block meet once a step, see block.cuh.
+  constexpr bool gated() const { return resident != 0 && stages == 2; }
+  static constexpr int kGateBytes = 16;
+  static constexpr int kOwnedTileBytes = 64;
+  constexpr int owned_tile_offset(BackwardRole role) const {
+    return owned_bytes(role) + stages * stage_bytes(role) + weight_tiles(role) * weight_bytes() + kGateBytes;
   }
+  constexpr int shared_bytes(BackwardRole role) const { return owned_tile_offset(role) + kOwnedTileBytes; }
 };
 
 // A [batch, tokens, heads, dim] input.
@@ -75,10 +80,10 @@ struct BackwardBias {
 
 // How dQ of a tile of queries is summed by the blocks of role joint: in any order, or in turns; see order.cuh.
 struct BackwardTurns {
-  std::int32_t* terms;   // for each tile of queries and warp: terms added so far; null: in any order
-  std::int32_t group;    // blocks that work on tiles of keys of one head at the same time
-  std::int32_t of_head;  // tiles of keys of a head, rounded up to whole groups
-  std::int32_t paired;   // 1: heads are dealt in pairs
+  std::int32_t* terms;  // for each tile of queries: terms added so far; null: in any order
+  std::int32_t group;   // blocks that work on tiles of keys of one head at the same time
+  std::int32_t chunks;  // of so many tiles, in a head
+  std::int32_t paired;  // 1: heads are dealt in pairs
 };
 
 struct BackwardParams {
@@ -94,7 +99,7 @@ struct BackwardParams {
   Listed listed;
   ScoreParams score;
   std::int32_t is_listed;
-  std::int32_t items;  // of all blocks
+  std::int32_t items;  // of all blocks, or of all groups: heads or pairs of heads
   std::int32_t tiles_of_head;
   std::int32_t section_heads;  // lines whose tiles are handed out together
   std::int32_t chunks;         // of `columns` in the wider of the head dims

@@ -1,9 +1,9 @@
 // Products of tiles in shared memory: rows of 128 bytes or more whose pieces of 16 bytes are permuted within groups of eight,
 // so that neither matrix loads nor single words of a column meet in a bank.
 //
-// 16-bit elements take one instruction for 16 x 8 x 16. float32 takes three of tf32 for 16 x 8 x 8: x = high + low, where the
-// product of the two low parts is below the last place. Tensor cores truncate what they add to an accumulator, which would grow
-// with the depth; each product therefore starts from zero and is added by an ordinary addition.
+// 16-bit elements take one instruction for 16 x 8 x 16, tf32 one for 16 x 8 x 8. float32 takes three of those: x = high + low,
+// where the product of the two low parts is below the last place. Tensor cores truncate what they add to an accumulator, which
+// would grow with the depth; each product therefore starts from zero and is added by an ordinary addition.
 #pragma once
 
 #include "cuda/tile/shared_rows.cuh"
@@ -26,27 +26,37 @@ TESSERA_DEVICE std::uint32_t piece_offset(int row, int piece) {
 template <class Element>
 struct Operands {
   static constexpr int kDepth = 32 / tile::kElementBytes<Element>;
-  static constexpr bool kSplit = tile::kElementBytes<Element> == 4;
+  static constexpr bool kWords = tile::kElementBytes<Element> == 4;
+  static constexpr bool kSplit = ptx::kSame<Element, ptx::float32>;
   static constexpr int kParts = kSplit ? 2 : 1;
   struct Fragment {
     std::uint32_t part[kParts][4];
   };
 
-  TESSERA_DEVICE static void split(Fragment& fragment) {
-    if constexpr (kSplit) {
+  // What was loaded becomes what the instructions take. Where kNearest, the high part of float32 is rounded, which takes an
+  // instruction more and makes errors a quarter; else it is cut off.
+  template <bool kNearest = false>
+  TESSERA_DEVICE static void prepare(Fragment& fragment) {
+    if constexpr (kWords && !kSplit) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        fragment.part[0][i] = ptx::round_to_tf32(fragment.part[0][i]);
+      }
+    } else if constexpr (kSplit) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const std::uint32_t whole = fragment.part[0][i];
-        fragment.part[0][i] = whole & 0xFFFFE000U;
+        fragment.part[0][i] = (kNearest ? whole + 0x1000U : whole) & 0xFFFFE000U;
         fragment.part[1][i] = __float_as_uint(__uint_as_float(whole) - __uint_as_float(fragment.part[0][i]));
       }
     }
   }
 
   // The lane's part of an address, see TileLanes.
+  template <bool kNearest>
   TESSERA_DEVICE static void load(Fragment& f, std::uint32_t s_address) {
     ptx::load_matrices(s_address, f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
-    split(f);
+    prepare<kNearest>(f);
   }
 
   // d += a b for block `kBlock` of b.
@@ -61,6 +71,8 @@ struct Operands {
       for (int i = 0; i < 4; ++i) {
         d[i] += sum[i];
       }
+    } else if constexpr (kWords) {
+      ptx::mma_tf32(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
     } else {
       ptx::mma<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
     }
@@ -84,26 +96,29 @@ struct TileLanes {
   }
 
   // A from [row][depth]; depth and row start at multiples of the fragment's.
+  template <bool kNearest = false>
   TESSERA_DEVICE Fragment a_rows(std::uint32_t s_tile, int row, int depth) const {
     Fragment f;
-    Operands<Element>::load(f, s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4));
+    Operands<Element>::template load<kNearest>(f, s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4));
     return f;
   }
   // B from [column][depth].
+  template <bool kNearest = false>
   TESSERA_DEVICE Fragment b_rows(std::uint32_t s_tile, int column, int depth) const {
     Fragment f;
-    Operands<Element>::load(f, s_tile + column * kRowBytes + (by_eight ^ (depth / kPieceElements) << 4));
+    Operands<Element>::template load<kNearest>(
+        f, s_tile + column * kRowBytes + (by_eight ^ (depth / kPieceElements) << 4));
     return f;
   }
   // A from [depth][row].
   TESSERA_DEVICE Fragment a_columns(std::uint32_t s_tile, int row, int depth) const {
     Fragment f;
-    if constexpr (Operands<Element>::kSplit) {
+    if constexpr (Operands<Element>::kWords) {
       load_words(f, s_tile, row, depth);
       const std::uint32_t second = f.part[0][1];
       f.part[0][1] = f.part[0][2];
       f.part[0][2] = second;
-      Operands<Element>::split(f);
+      Operands<Element>::prepare(f);
     } else {
       ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_eight ^ (row / kPieceElements) << 4), f.part[0][0],
                                     f.part[0][1], f.part[0][2], f.part[0][3]);
@@ -113,9 +128,9 @@ struct TileLanes {
   // B from [depth][column].
   TESSERA_DEVICE Fragment b_columns(std::uint32_t s_tile, int column, int depth) const {
     Fragment f;
-    if constexpr (Operands<Element>::kSplit) {
+    if constexpr (Operands<Element>::kWords) {
       load_words(f, s_tile, column, depth);
-      Operands<Element>::split(f);
+      Operands<Element>::prepare(f);
     } else {
       ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_rows ^ (column / kPieceElements) << 4),
                                     f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
@@ -129,15 +144,35 @@ struct TileLanes {
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
       const std::uint32_t s_word = s_tile + depth * kRowBytes + (by_word ^ (column / kPieceElements + 2 * block) << 4);
-      f.part[0][2 * block] = word(s_word);
-      f.part[0][2 * block + 1] = word((s_word ^ 16) + 4 * kRowBytes);
+      f.part[0][2 * block] = ptx::load_word(s_word);
+      f.part[0][2 * block + 1] = ptx::load_word((s_word ^ 16) + 4 * kRowBytes);
     }
   }
-  TESSERA_DEVICE static std::uint32_t word(std::uint32_t s_address) {
-    std::uint32_t value;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(s_address) : "memory");
-    return value;
-  }
 };
+
+// r_sum += A B over kDepth: `a_at(row, depth)` and `b_at(column, depth)` load the fragments of 16 rows and of 16 columns.
+template <class Element, int kDepth, int kM, int kElements, class LoadA, class LoadB>
+TESSERA_DEVICE void multiply_tiles(float (&r_sum)[kM][kElements], const LoadA& a_at, const LoadB& b_at) {
+  using Ops = Operands<Element>;
+  // All steps are unrolled or, where each takes many instructions, few.
+  constexpr int kUnrolled = Ops::kSplit ? 2 : 16;
+#pragma unroll kUnrolled
+  for (int depth = 0; depth < kDepth; depth += Ops::kDepth) {
+    typename Ops::Fragment a[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      a[m] = a_at(16 * m, depth);
+    }
+#pragma unroll
+    for (int n = 0; n < kElements / 4; n += 2) {
+      const typename Ops::Fragment b = b_at(8 * n, depth);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        Ops::template multiply<0>(&r_sum[m][4 * n], a[m], b);
+        Ops::template multiply<1>(&r_sum[m][4 * n + 4], a[m], b);
+      }
+    }
+  }
+}
 
 }  // namespace tessera::sm80

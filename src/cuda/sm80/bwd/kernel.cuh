@@ -9,23 +9,35 @@ template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRo
 TESSERA_DEVICE void backward(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
   BackwardBlock<kConfig, Element, Program, kRole> block(params, ptx::shared_address(s_raw));
+  // In shared memory, since registers are what these kernels lack.
+  static_assert(sizeof(OwnedTile) <= BackwardConfig::kOwnedTileBytes);
+  auto& s_owned = *reinterpret_cast<OwnedTile*>(s_raw + kConfig.owned_tile_offset(kRole));
+  const auto run = [&](const OwnedTile& owned) {
+    if (threadIdx.x == 0) {
+      s_owned = owned;
+    }
+    __syncthreads();
+    block.run(s_owned);
+  };
   if constexpr (kRole == BackwardRole::joint) {
     for (JointItems<kConfig> items(params); items.valid(); items.advance()) {
       if (const OwnedTile owned = items.owned(); owned.tile < params.tiles_of_head) {
-        block.run(owned);
+        run(owned);
         __syncthreads();  // shared memory is read
       }
     }
   } else if constexpr (kRole == BackwardRole::bias) {
-    block.run(OwnedTile{});
+    run(OwnedTile{});
   } else {
-    block.run(owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x)));
+    run(owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x)));
   }
 }
 
 // Which modifiers an image has.
 using plain = StaticProgram<0>;
 using any = RuntimeProgram;
+template <std::uint32_t kFeatures>
+using features = StaticProgram<kFeatures>;
 
 }  // namespace tessera::sm80
 

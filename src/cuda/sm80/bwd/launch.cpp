@@ -9,6 +9,7 @@
 #include "cuda/score_params.h"
 #include "cuda/sm80/bwd/select.h"
 #include "cuda/sm80/executable.h"
+#include "cuda/sm80/image.h"
 #include "cuda/tensors.h"
 #include "plan/workspace.h"
 
@@ -57,7 +58,7 @@ bool takes_turns(const Problem& problem) { return uniform_lengths(problem) && !n
 class Sm80BackwardKernel {
  public:
   Sm80BackwardKernel(const Problem& problem, const PlanOptions& options, const Sm80BackwardRow& row, std::int64_t line)
-      : row_(row), image_(image_name(row, problem.dtype)), kernel_(Kernel::load(options.device.index, image_)) {
+      : row_(row), image_(image_of(row, problem)), kernel_(Kernel::load(options.device.index, image_)) {
     if (needs_lists(problem.mask)) {
       listed_.emplace(options.device.index, problem, row.config.tile_q, row.config.tile_k);
     }
@@ -96,7 +97,7 @@ class Sm80BackwardKernel {
 
   KernelFacts facts(const CudaDeviceInfo& device) const {
     KernelFacts facts;
-    facts.name = image_;
+    facts.name = image_.name;
     facts.tile_q = config().tile_q;
     facts.tile_k = config().tile_k;
     facts.stages = config().stages;
@@ -140,7 +141,7 @@ class Sm80BackwardKernel {
   }
 
   const Sm80BackwardRow& row_;
-  std::string image_;
+  KernelImage image_;
   const Kernel& kernel_;
   std::optional<ListedSchedule> listed_;
   SequenceTable table_;
@@ -163,6 +164,13 @@ class Sm80BackwardExecutable final : public DeviceExecutable {
     const Sm80BackwardRow* queries =
         keys->role == sm80::BackwardRole::joint ? nullptr : choose(sm80::BackwardRole::queries);
     const Sm80BackwardRow* bias = problem.bias_shape ? choose(sm80::BackwardRole::bias) : nullptr;
+    std::vector<KernelImage> images;
+    for (const Sm80BackwardRow* row : {keys, queries, bias}) {
+      if (row != nullptr) {
+        images.push_back(image_of(*row, problem));
+      }
+    }
+    Kernel::load_all(device(), images);
     const std::int64_t line = std::max({keys->config.tile_q, queries != nullptr ? queries->config.tile_q : 0,
                                         bias != nullptr ? bias->config.tile_q : 0});
     keys_.emplace(problem, options, *keys, line);
@@ -269,18 +277,23 @@ class Sm80BackwardExecutable final : public DeviceExecutable {
     const std::int64_t lines = problem.batch * problem.heads_kv;
     const std::int64_t tiles = std::max<std::int64_t>(ceil_div(problem.seq_k, row.config.tile_k), 1);
     const std::int64_t most_blocks = keys_->resident_blocks(properties_);
-    const std::int64_t chunks = ceil_div(tiles, most_blocks);
-    const std::int64_t group = ceil_div(tiles, chunks);
+    // Under a dense mask the blocks of a group start at different tiles of queries, two steps apart: a turn takes about as long
+    // as a step. They are more where there are too few heads to keep all blocks busy.
+    constexpr std::int64_t kStepsApart = 2;
+    const std::int64_t starts = std::max(ceil_div(problem.seq_q, row.config.tile_q) / kStepsApart,
+                                         most_blocks / std::max<std::int64_t>(lines, 1));
+    const std::int64_t most = problem.mask.has_band() ? most_blocks : std::clamp<std::int64_t>(starts, 1, most_blocks);
+    const std::int64_t group = ceil_div(tiles, ceil_div(tiles, most));
     turns_.group = static_cast<std::int32_t>(group);
-    turns_.of_head = static_cast<std::int32_t>(group * chunks);
+    turns_.chunks = static_cast<std::int32_t>(ceil_div(tiles, group));
     turns_.paired = problem.mask.has_band() ? 1 : 0;
     if (!deterministic) {
       return;
     }
     const std::int64_t dealt = turns_.paired != 0 ? ceil_div(lines, 2) : lines;
-    turn_items_ = static_cast<std::int32_t>(checked_mul(dealt, turns_.of_head, "tiles"));
+    turn_items_ = static_cast<std::int32_t>(dealt);
     turn_blocks_ = std::min(dealt, most_blocks / group) * group;
-    turn_count_ = rows_ / row.config.tile_q * row.config.warps;
+    turn_count_ = rows_ / row.config.tile_q;
     terms_ = layout_.add<std::int32_t>(turn_count_);
   }
 
@@ -306,10 +319,8 @@ class Sm80BackwardExecutable final : public DeviceExecutable {
   Batch batch_in(const Sm80BackwardKernel& kernel, const WorkspaceSlot<SequenceEntry>& slot,
                  std::span<std::byte> workspace, void* stream) const {
     const Batch batch = batch_of(problem(), slot.in(workspace));
-    const std::vector<SequenceEntry>& entries = kernel.table().entries;
-    if (batch.sequences != nullptr && !entries.empty()) {
-      write_table(device(), slot.in(workspace), entries.data(),
-                  static_cast<std::int64_t>(entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)), stream);
+    if (batch.sequences != nullptr) {
+      write_table(device(), slot.in(workspace), kernel.table(), stream);
     }
     return batch;
   }
@@ -357,7 +368,7 @@ class Sm80BackwardExecutable final : public DeviceExecutable {
     params.delta = delta_.in(workspace);
     params.dq_sum = queries_ ? nullptr : dq_sum_.in(workspace);
     params.band = band_of(problem().mask);
-    params.score = score_params(problem(), tensors.score, device());
+    params.score = score_params_of(tensors.score);
     params.line_rows = static_cast<std::int32_t>(line_rows_);
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
@@ -457,8 +468,8 @@ std::optional<std::string> sm80_backward_missing(const Problem& problem, const P
   if (has_pass && (!problem.bias_shape || has(sm80::BackwardRole::bias))) {
     return std::nullopt;
   }
-  return std::string(element_name(problem.dtype)) +
-         ": this build has no backward kernel for it (configure with -DTESSERA_CUDA_KERNELS=all)";
+  return sm80_no_kernel(problem,
+                        std::string(element_name(problem.dtype)) + ": this build has no backward kernel for it");
 }
 
 std::unique_ptr<const Executable> make_sm80_backward(const Problem& problem, const PlanOptions& options) {

@@ -1,7 +1,6 @@
 // Role joint: in which order blocks take tiles of keys and visit tiles of queries, and whose turn it is to add to dQ of each.
 //
-// Terms of dQ are added by every warp for itself, since a warp has the same part of dQ in every block. Where the order matters,
-// heads are dealt to groups of blocks, one tile of keys for each block, and everything is timed so that nobody waits long. A
+// Where the order matters, heads are dealt to groups of blocks, one tile of keys for each block, and everything is timed so that nobody waits long. A
 // block may wait only for blocks that are sure to run: all of a launch do (it is cooperative).
 // - Dense: blocks of a group start at different tiles of queries and go round.
 // - Otherwise each starts at the first tile of queries that sees its keys, which later keys reach first; heads come in pairs,
@@ -14,35 +13,36 @@
 
 namespace tessera::sm80 {
 
-// The items of a block, one after the other.
+// The items of a block, one after the other: in turns those of its group, tile by tile of every head or pair of heads.
 template <BackwardConfig kConfig>
 class JointItems {
  public:
   TESSERA_DEVICE explicit JointItems(const BackwardParams& params)
-      : params_(params), item_(static_cast<int>(blockIdx.x)) {}
+      : params_(params), item_(static_cast<int>(blockIdx.x) / group()) {}
 
   TESSERA_DEVICE bool valid() const { return item_ < params_.items; }
   TESSERA_DEVICE void advance() {
-    second_ = !second_ && params_.turns.terms != nullptr && params_.turns.paired != 0 &&
-              2 * (item_ / params_.turns.of_head) + 1 < lines();
-    item_ += second_ ? 0 : static_cast<int>(gridDim.x);
+    if (params_.turns.terms != nullptr) {
+      second_ = !second_ && params_.turns.paired != 0 && 2 * item_ + 1 < lines();
+      if (second_ || ++chunk_ < params_.turns.chunks) {
+        return;
+      }
+      chunk_ = 0;
+    }
+    item_ += static_cast<int>(gridDim.x) / group();
   }
 
-  // Where heads are dealt, a block may have no tile of a head: the tile is then behind the last one.
+  // In turns a block may have no tile in the last chunk of a head: the tile is then behind the last one.
   TESSERA_DEVICE OwnedTile owned() const {
     const BackwardTurns& turns = params_.turns;
     if (turns.terms == nullptr) {
       return owned_tile<kConfig, BackwardRole::joint>(params_, item_);
     }
     OwnedTile owned{};
-    int line = item_ / turns.of_head;
-    int tile = item_ % turns.of_head;
-    if (turns.paired != 0) {
-      line = 2 * line + (second_ ? 1 : 0);
-      tile = second_ ? params_.tiles_of_head - 1 - tile : tile;
-      owned.chain = second_;
-    }
-    owned.tile = tile < 0 ? params_.tiles_of_head : tile;
+    const int line = turns.paired != 0 ? 2 * item_ + (second_ ? 1 : 0) : item_;
+    const int tile = chunk_ * turns.group + static_cast<int>(blockIdx.x) % turns.group;
+    owned.chain = second_;
+    owned.tile = !second_ ? tile : tile < params_.tiles_of_head ? params_.tiles_of_head - 1 - tile : tile;
     owned.index = line / key_heads();
     owned.head = line % key_heads();
     owned.sequence = tile::sequence_of(params_.batch, owned.index);
@@ -50,11 +50,13 @@ class JointItems {
   }
 
  private:
+  TESSERA_DEVICE int group() const { return params_.turns.terms != nullptr ? params_.turns.group : 1; }
   TESSERA_DEVICE int key_heads() const { return params_.batch.heads_q / params_.batch.group_size; }
   TESSERA_DEVICE int lines() const { return params_.batch.count * key_heads(); }
 
   const BackwardParams& params_;
-  int item_;
+  int item_;  // a tile or, in turns, a head or a pair of heads
+  int chunk_ = 0;
   bool second_ = false;
 };
 

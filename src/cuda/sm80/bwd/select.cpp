@@ -7,6 +7,7 @@
 #include "cuda/device.h"
 #include "cuda/executable.h"
 #include "cuda/score_params.h"
+#include "cuda/sm80/image.h"
 
 namespace tessera::internal {
 
@@ -44,23 +45,19 @@ std::int64_t multiplied_columns(const Sm80BackwardRow& row, std::int64_t dim) {
 
 }  // namespace
 
-std::string image_name(const Sm80BackwardRow& row, DType dtype) {
+KernelImage image_of(const Sm80BackwardRow& row, const Problem& problem) {
   const sm80::BackwardConfig& config = row.config;
-  std::string name = "sm80_backward";
-  for (const int part :
-       {config.columns, config.tile_q, config.tile_k, config.warps, config.stages, config.blocks, config.resident}) {
-    name += "_" + std::to_string(part);
-  }
-  return name.append("_")
-      .append(role_name(row.role))
-      .append(row.program == Sm80BackwardProgram::plain ? "_plain_" : "_any_")
-      .append(element_name(dtype));
+  return sm80_image(
+      {"sm80_backward", "cuda/sm80/bwd/kernel.cuh"},
+      {config.columns, config.tile_q, config.tile_k, config.warps, config.stages, config.blocks, config.resident},
+      role_name(row.role), row.program == Sm80BackwardProgram::plain ? "plain" : "any",
+      row.inputs == Sm80BackwardInputs::tf32 ? "tf32" : element_name(problem.dtype), problem);
 }
 
-const Sm80BackwardRow* choose_sm80_backward(const Problem& problem, const PlanOptions& options,
-                                            sm80::BackwardRole role) {
-  const Sm80BackwardInputs inputs =
-      problem.dtype == DType::float32 ? Sm80BackwardInputs::float32 : Sm80BackwardInputs::half;
+namespace {
+
+const Sm80BackwardRow* choose_row(const Problem& problem, const PlanOptions& options, sm80::BackwardRole role,
+                                  Sm80BackwardInputs inputs) {
   const bool plain = has_plain_scores(problem);
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
   const Sm80BackwardRow* best = nullptr;
@@ -69,11 +66,23 @@ const Sm80BackwardRow* choose_sm80_backward(const Problem& problem, const PlanOp
                        (row.config.resident == 0 || dim <= row.config.columns) &&
                        row.config.shared_bytes(role) <= cuda_device(options.device.index).shared_bytes;
     if (takes && (best == nullptr || multiplied_columns(row, dim) < multiplied_columns(*best, dim)) &&
-        Kernel::exists(image_name(row, problem.dtype))) {
+        !Kernel::missing(image_of(row, problem))) {
       best = &row;
     }
   }
   return best;
+}
+
+}  // namespace
+
+const Sm80BackwardRow* choose_sm80_backward(const Problem& problem, const PlanOptions& options,
+                                            sm80::BackwardRole role) {
+  if (problem.dtype != DType::float32) {
+    return choose_row(problem, options, role, Sm80BackwardInputs::half);
+  }
+  const bool rounded = options.float32_products == Float32Products::tf32;
+  const Sm80BackwardRow* const row = rounded ? choose_row(problem, options, role, Sm80BackwardInputs::tf32) : nullptr;
+  return row != nullptr ? row : choose_row(problem, options, role, Sm80BackwardInputs::float32);
 }
 
 }  // namespace tessera::internal

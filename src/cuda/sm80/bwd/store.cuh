@@ -2,13 +2,14 @@
 #pragma once
 
 #include "cuda/ptx/mma.cuh"
-#include "cuda/sm80/bwd/config.h"
+#include "cuda/sm80/bwd/visits.cuh"
+#include "cuda/sm80/bwd/warp.cuh"
 
 namespace tessera::sm80 {
 
 template <class Element>
 TESSERA_DEVICE void store_element(void* g_target, std::int32_t is_float32, std::int64_t offset, float value) {
-  if constexpr (__is_same(Element, ptx::float32)) {
+  if constexpr (tile::kElementBytes<Element> == 4) {
     static_cast<float*>(g_target)[offset] = value;
   } else if (is_float32 != 0) {
     static_cast<float*>(g_target)[offset] = value;
@@ -19,11 +20,11 @@ TESSERA_DEVICE void store_element(void* g_target, std::int32_t is_float32, std::
 
 template <class Element>
 TESSERA_DEVICE void store_pair(const BackwardOutput& output, std::int64_t offset, float low, float high, int count) {
-  const bool is_float32 = __is_same(Element, ptx::float32) || output.is_float32 != 0;
+  const bool is_float32 = tile::kElementBytes<Element> == 4 || output.is_float32 != 0;
   if (count >= 2 && output.aligned != 0) {
     if (is_float32) {
       *reinterpret_cast<float2*>(static_cast<float*>(output.data) + offset) = float2{low, high};
-    } else if constexpr (!__is_same(Element, ptx::float32)) {
+    } else if constexpr (tile::kElementBytes<Element> == 2) {
       *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(output.data) + offset) =
           ptx::pack<Element>(low, high);
     }
@@ -74,7 +75,7 @@ TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_val
       const std::int64_t offset = batch * output.strides.batch + head * output.strides.head +
                                   (static_cast<std::int64_t>(sequence_row) + row) * output.strides.token;
       const bool used_row = row < used;
-      if constexpr (!__is_same(Element, ptx::float32) && kN % 4 == 0) {
+      if constexpr (tile::kElementBytes<Element> == 2 && kN % 4 == 0) {
         if (output.whole_pieces != 0 && output.is_float32 == 0 && used == stored) {
           store_pieces<Element, kN>(output.data, offset, r_values[m], r, factor, used_row, column, dim);
           continue;
@@ -89,6 +90,46 @@ TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_val
         }
       }
     }
+  }
+}
+
+// A tile of dbias, summed along the extents that broadcast it. `end` is where the cursor of the block came to.
+template <BackwardConfig kConfig, class Element>
+TESSERA_DEVICE void store_bias(const BackwardBias& bias, const TilesOfBias<kConfig>& end,
+                               const typename BackwardWarp<kConfig, Element>::Scores& r_bias,
+                               const BackwardWarp<kConfig, Element>& warp, float* s_sum) {
+  using Warp = BackwardWarp<kConfig, Element>;
+  __syncthreads();  // the tiles that lay there are read
+#pragma unroll
+  for (int m = 0; m < Warp::kM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 4 * Warp::kScoreN; ++i) {
+      const int row = warp.query_row() + 16 * m + warp.row + i / 2 % 2 * 8;
+      s_sum[row * kConfig.tile_k + warp.score_column() + warp.column + i / 4 * 8 + i % 2] = r_bias[m][i];
+    }
+  }
+  __syncthreads();
+  const bool sums_queries = bias.extents[2] == 1;
+  const bool sums_keys = bias.extents[3] == 1;
+  const int first_query = sums_queries ? 0 : end.begin(2) * kConfig.tile_q;
+  const int first_key = sums_keys ? 0 : end.begin(3) * kConfig.tile_k;
+  const int rows = sums_queries ? 1 : min(kConfig.tile_q, bias.extents[2] - first_query);
+  const int columns = sums_keys ? 1 : min(kConfig.tile_k, bias.extents[3] - first_key);
+  const std::int64_t offset = end.begin(0) * bias.strides[0] + end.begin(1) * bias.strides[1];
+  for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += kConfig.threads()) {
+    const int row = i / columns;
+    const int column = i % columns;
+    float sum = 0.0F;
+    for (int r = row; r < (sums_queries ? kConfig.tile_q : row + 1); ++r) {
+      float sum_of_row = 0.0F;
+      for (int c = column; c < (sums_keys ? kConfig.tile_k : column + 1); ++c) {
+        sum_of_row += s_sum[r * kConfig.tile_k + c];
+      }
+      sum += sum_of_row;
+    }
+    store_element<Element>(bias.data, bias.is_float32,
+                           offset + (first_query + row) * bias.strides[2] + (first_key + column) * bias.strides[3],
+                           sum);
   }
 }
 

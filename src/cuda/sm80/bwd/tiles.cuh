@@ -31,13 +31,15 @@ struct BackwardTiles {
   TESSERA_DEVICE std::uint32_t p() const { return ds() + kConfig.weight_bytes(); }
   TESSERA_DEVICE std::uint32_t lse(int s) const { return base + kTiles + kWeights + s * kConfig.statistics_bytes(); }
   TESSERA_DEVICE std::uint32_t delta(int s) const { return lse(s) + 4 * kConfig.tile_q; }
+  TESSERA_DEVICE std::uint32_t gate() const { return lse(kConfig.stages); }
+  TESSERA_DEVICE std::uint32_t arrival() const { return gate() + 8; }
 };
 
 // 8 elements (4 of float32) of a row that is not aligned, or that is stored wider than it is computed with.
 template <class Element>
 TESSERA_DEVICE uint4 gather_piece(const BackwardInput& input, std::int64_t offset, int count) {
   std::uint32_t words[4] = {};
-  if constexpr (__is_same(Element, ptx::float32)) {
+  if constexpr (tile::kElementBytes<Element> == 4) {
     const auto* const g_row = static_cast<const std::uint32_t*>(input.data) + offset;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -74,31 +76,31 @@ TESSERA_DEVICE void load_tile(std::uint32_t s_tile, const BackwardInput& input, 
   const int first = static_cast<int>(threadIdx.x) / kPieces;
   const int inside = min(max(dim - column - piece * kPieceElements, 0), kPieceElements);
   offset += first * input.strides.token + column + piece * kPieceElements;
-  const std::uint32_t s_first = s_tile + piece_offset<Element, kColumns * kBytes>(first, piece);
-  const bool aligned = input.aligned != 0;
-  if (aligned) {
-    const auto* g_piece = static_cast<const std::uint8_t*>(input.data) + (inside > 0 ? offset * kBytes : 0);
-    const std::int64_t step_bytes = inside > 0 ? kStep * input.strides.token * kBytes : 0;
+  const auto s_piece = [&](int row) { return s_tile + piece_offset<Element, kColumns * kBytes>(row, piece); };
+  const std::int64_t step_bytes = kStep * input.strides.token * kBytes;
+  const auto* g_piece = static_cast<const std::uint8_t*>(input.data) + offset * kBytes;
+  if (input.aligned != 0 && rows >= kRows && inside == kPieceElements) {
 #pragma unroll
     for (int i = 0; i < kRows / kStep; ++i) {
-      const bool there = first + i * kStep < rows;
       // Rows that keep their number modulo 8 keep their permutation.
-      const std::uint32_t s_piece = kStep % 8 == 0
-                                        ? s_first + i * kStep * kColumns * kBytes
-                                        : s_tile + piece_offset<Element, kColumns * kBytes>(first + i * kStep, piece);
-      ptx::copy_async<16>(s_piece, there ? g_piece : static_cast<const std::uint8_t*>(input.data),
-                          there ? inside * kBytes : 0);
+      ptx::copy_async<16>(kStep % 8 == 0 ? s_piece(first) + i * kStep * kColumns * kBytes : s_piece(first + i * kStep),
+                          g_piece);
       g_piece += step_bytes;
     }
-  }
-  if (!aligned) {
+  } else if (input.aligned != 0) {
+#pragma unroll 1
+    for (int row = first; row < kRows; row += kStep) {
+      const bool there = row < rows && inside > 0;
+      ptx::copy_async<16>(s_piece(row), there ? g_piece : input.data, there ? inside * kBytes : 0);
+      g_piece += step_bytes;
+    }
+  } else {
 #pragma unroll 1
     for (int row = first; row < kRows; row += kStep) {
       const uint4 words = gather_piece<Element>(
           input, offset + static_cast<std::int64_t>(row - first) * input.strides.token, row < rows ? inside : 0);
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
-                       s_tile + piece_offset<Element, kColumns * kBytes>(row, piece)),
-                   "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(s_piece(row)), "r"(words.x), "r"(words.y),
+                   "r"(words.z), "r"(words.w)
                    : "memory");
     }
   }

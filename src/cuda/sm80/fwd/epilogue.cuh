@@ -7,7 +7,7 @@
 
 namespace tessera::sm80 {
 
-template <ForwardConfig kConfig, class Element>
+template <ForwardConfig kConfig, class Program, class Element>
 class Epilogue {
  public:
   static constexpr int kRowBlocks = kConfig.row_blocks;
@@ -61,11 +61,11 @@ class Epilogue {
                             work_.part * kConfig.dim_v;
     const bool stored[2] = {first_row < work_.sequence.queries, first_row + 8 < work_.sequence.queries};
     const int dim = params_.dim_v - work_.part * kConfig.dim_v;
-    if (params_.out_is_float32 != 0) {
+    if (Program::kFunction ? Program::kFloat32 : params_.out_is_float32 != 0) {
       write_elements(r_output, factor, static_cast<float*>(params_.out) + at, stored, dim);
       return;
     }
-    if constexpr (!__is_same(Element, ptx::float32)) {
+    if constexpr (tile::kElementBytes<Element> == 2) {
       std::uint16_t* const g_row = static_cast<std::uint16_t*>(params_.out) + at;
       if (params_.out_is_aligned != 0) {
         std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * params_.out_strides.token};

@@ -49,7 +49,7 @@ class Forward {
         next = key_tiles_.visit(min(n + 2, key_tiles_.count() - 1));
       }
     }
-    Epilogue<kConfig, Element>(params_, work_, warp_)
+    Epilogue<kConfig, Program, Element>(params_, work_, warp_)
         .write(r_output_, softmax_, modifiers_.factor_log2(), modifiers_.sink_log2(), output_scale());
   }
 
@@ -215,6 +215,8 @@ class Forward {
 // Which modifiers an image has.
 using plain = StaticProgram<0>;
 using any = RuntimeProgram;
+template <std::uint32_t kFeatures>
+using features = StaticProgram<kFeatures>;
 
 }  // namespace tessera::sm80
 

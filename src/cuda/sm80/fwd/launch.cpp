@@ -9,6 +9,7 @@
 #include "cuda/score_params.h"
 #include "cuda/sm80/executable.h"
 #include "cuda/sm80/fwd/config.h"
+#include "cuda/sm80/image.h"
 #include "cuda/tensors.h"
 #include "plan/workspace.h"
 
@@ -19,7 +20,7 @@ namespace {
 using sm80::ForwardConfig;
 using sm80::ForwardParams;
 
-enum class Sm80Inputs : std::uint8_t { half, float32 };
+enum class Sm80Inputs : std::uint8_t { half, float32, tf32 };
 enum class Sm80Program : std::uint8_t { plain, any };
 
 struct Sm80ForwardRow {
@@ -37,22 +38,20 @@ constexpr std::array kSm80ForwardRows{
 #undef TESSERA_SM80_FORWARD
 };
 
-std::string image_name(const Sm80ForwardRow& row, DType dtype) {
+KernelImage image_of(const Sm80ForwardRow& row, const Problem& problem) {
   const ForwardConfig& config = row.config;
-  std::string name = "sm80_forward";
-  for (const int part : {config.dim_qk, config.dim_v, config.warps, config.row_blocks, config.tile_k, config.stages}) {
-    name += "_" + std::to_string(part);
-  }
-  return name.append(row.program == Sm80Program::plain ? "_plain_" : "_any_").append(element_name(dtype));
+  return sm80_image({"sm80_forward", "cuda/sm80/fwd/kernel.cuh"},
+                    {config.dim_qk, config.dim_v, config.warps, config.row_blocks, config.tile_k, config.stages}, "",
+                    row.program == Sm80Program::plain ? "plain" : "any",
+                    row.inputs == Sm80Inputs::tf32 ? "tf32" : element_name(problem.dtype), problem);
 }
 
 std::int64_t parts_of(const Problem& problem, const ForwardConfig& config) {
   return std::max<std::int64_t>(1, ceil_div(problem.dim_v, config.dim_v));
 }
 
-// The row that multiplies the fewest columns, of those that are built and fit; null when there is none.
-const Sm80ForwardRow* choose_row(const Problem& problem, const PlanOptions& options) {
-  const Sm80Inputs inputs = problem.dtype == DType::float32 ? Sm80Inputs::float32 : Sm80Inputs::half;
+// The row that multiplies the fewest columns, of those for these inputs that are built and fit; null when there is none.
+const Sm80ForwardRow* choose_row(const Problem& problem, const PlanOptions& options, Sm80Inputs inputs) {
   const bool plain = has_plain_scores(problem);
   const auto columns = [&](const Sm80ForwardRow& row) {
     return parts_of(problem, row.config) * (row.config.dim_qk + row.config.dim_v);
@@ -62,11 +61,20 @@ const Sm80ForwardRow* choose_row(const Problem& problem, const PlanOptions& opti
     const bool takes = row.inputs == inputs && row.config.dim_qk >= problem.dim_qk &&
                        (plain || row.program == Sm80Program::any) &&
                        row.config.shared_bytes() <= cuda_device(options.device.index).shared_bytes;
-    if (takes && (best == nullptr || columns(row) < columns(*best)) && Kernel::exists(image_name(row, problem.dtype))) {
+    if (takes && (best == nullptr || columns(row) < columns(*best)) && !Kernel::missing(image_of(row, problem))) {
       best = &row;
     }
   }
   return best;
+}
+
+const Sm80ForwardRow* choose_row(const Problem& problem, const PlanOptions& options) {
+  if (problem.dtype != DType::float32) {
+    return choose_row(problem, options, Sm80Inputs::half);
+  }
+  const bool rounded = options.float32_products == Float32Products::tf32;
+  const Sm80ForwardRow* const row = rounded ? choose_row(problem, options, Sm80Inputs::tf32) : nullptr;
+  return row != nullptr ? row : choose_row(problem, options, Sm80Inputs::float32);
 }
 
 class Sm80ForwardExecutable final : public DeviceExecutable {
@@ -75,7 +83,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
       : DeviceExecutable(problem, options),
         properties_(cuda_device(options.device.index)),
         row_(*choose_row(problem, options)),
-        image_(image_name(row_, problem.dtype)),
+        image_(image_of(row_, problem)),
         kernel_(Kernel::load(device(), image_)) {
     plan_tiles();
     if (!uniform_lengths(problem)) {
@@ -92,7 +100,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
     facts.tile_k = config().tile_k;
     facts.workspace_bytes = layout_.bytes();
     KernelFacts row;
-    row.name = image_;
+    row.name = image_.name;
     row.tile_q = config().tile_q();
     row.tile_k = config().tile_k;
     row.stages = config().stages;
@@ -120,9 +128,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
     ForwardParams params = params_of(tensors);
     params.batch = batch_of(problem(), sequences_.in(workspace));
     if (params.batch.sequences != nullptr) {
-      write_table(device(), sequences_.in(workspace), table_.entries.data(),
-                  static_cast<std::int64_t>(table_.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)),
-                  stream);
+      write_table(device(), sequences_.in(workspace), table_, stream);
     }
     kernel_.launch({blocks(), config().threads(), config().shared_bytes()}, params, stream);
   }
@@ -145,7 +151,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
     params.band = band_of(problem().mask);
     params.order = order_;
-    params.score = score_params(problem(), tensors.score, device());
+    params.score = score_params_of(tensors.score);
     if (listed_) {
       params.is_listed = 1;
       params.listed = listed_->view();
@@ -181,7 +187,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
 
   const CudaDeviceInfo& properties_;
   const Sm80ForwardRow& row_;
-  std::string image_;
+  KernelImage image_;
   const Kernel& kernel_;
   SequenceTable table_;
   std::optional<ListedSchedule> listed_;
@@ -196,8 +202,8 @@ std::optional<std::string> sm80_forward_missing(const Problem& problem, const Pl
   if (choose_row(problem, options) != nullptr) {
     return std::nullopt;
   }
-  return "head dim " + std::to_string(problem.dim_qk) + " in " + std::string(element_name(problem.dtype)) +
-         ": this build has no kernel for it (configure with -DTESSERA_CUDA_KERNELS=all)";
+  return sm80_no_kernel(problem, "head dim " + std::to_string(problem.dim_qk) + " in " +
+                                     std::string(element_name(problem.dtype)) + ": this build has no kernel for it");
 }
 
 std::unique_ptr<const Executable> make_sm80_forward(const Problem& problem, const PlanOptions& options) {

@@ -1,28 +1,36 @@
-// The two products of a warp in float32 on tensor cores that multiply tf32: x = high + low, each of 11 bits, and
-// x y = high high + (high low + low high), with an error of 2^-21. What is small is summed apart, and so is each tile's share of
-// O: the tensor cores truncate sums, and an error of half a unit in every step would add up over a long sequence.
+// The two products of a warp with inputs of 32 bits, on tensor cores that multiply tf32. float32: x = high + low, each of 11 bits,
+// and x y = high high + (high low + low high), with an error of 2^-21. What is small is summed apart, and so is each tile's share
+// of O: the tensor cores truncate sums, and an error of half a unit in every step would add up over a long sequence. tf32: one
+// product of rounded inputs, beside whose error that of the sums is nothing.
 #pragma once
 
 #include "cuda/sm80/fwd/products_16.cuh"
 
 namespace tessera::sm80 {
 
-// The instruction ignores the bits of `high` below the 11; x minus them is `low`.
+// The instruction ignores the bits of `high` below the 11; x minus what it takes is `low`. kNearest: x has kHalf added to its bits,
+// with which it is cut to the nearest number of 11. The compiler may not know that blockDim.y is 1 and what is subtracted was
+// added: it would keep both numbers, for which there are no registers.
+inline constexpr std::uint32_t kHalf = 0x1000;
+template <bool kNearest>
 TESSERA_DEVICE std::uint32_t low_part(std::uint32_t x) {
-  return __float_as_uint(__uint_as_float(x) - __uint_as_float(x & 0xFFFFE000U));
+  const std::uint32_t whole = kNearest ? x - kHalf * blockDim.y : x;
+  return __float_as_uint(__uint_as_float(whole) - __uint_as_float(x & 0xFFFFE000U));
 }
 
-// Of a sum whose operands hold an infinity, the small part is not a number (infinity minus itself, or times 0).
+// Of a sum whose operands hold an infinity, the small part is not a number (infinity minus itself, or times 0), and the large one
+// not finite. What is not a number itself may be finite in the large part, where `kHalf` can carry into its sign.
 TESSERA_DEVICE float join(float large, float small) {
-  return fabsf(small) < __builtin_huge_valf() ? large + small : large;
+  return fabsf(large) < __builtin_huge_valf() ? large + small : large;
 }
 
-template <ForwardConfig kConfig>
-class Products<kConfig, ptx::float32> {
+template <ForwardConfig kConfig, class Element>
+  requires(tile::kElementBytes<Element> == 4)
+class Products<kConfig, Element> {
  public:
-  using QueryRows = tile::SharedRows<ptx::float32, kConfig.dim_qk>;
+  using QueryRows = tile::SharedRows<Element, kConfig.dim_qk>;
   using KeyRows = QueryRows;
-  using ValueRows = tile::SharedRows<ptx::float32, kConfig.dim_v, tile::Swizzle::by_pair>;
+  using ValueRows = tile::SharedRows<Element, kConfig.dim_v, tile::Swizzle::by_pair>;
   static constexpr int kRowBlocks = kConfig.row_blocks;
   static constexpr int kScores = kConfig.tile_k / 2;
   static constexpr int kOutputs = kConfig.dim_v / 2;
@@ -80,15 +88,15 @@ class Products<kConfig, ptx::float32> {
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
           const std::uint32_t column = (base ^ (n + block) % 4 * 32) + (n + block) / 4 * 128;
-          r_b[block][0] = ptx::load_word(column + 8 * k * ValueRows::kRowBytes);
-          r_b[block][1] = ptx::load_word(column + (8 * k + 1) * ValueRows::kRowBytes);
+          r_b[block][0] = operand<false>(ptx::load_word(column + 8 * k * ValueRows::kRowBytes));
+          r_b[block][1] = operand<false>(ptx::load_word(column + (8 * k + 1) * ValueRows::kRowBytes));
         }
         std::uint32_t r_a[kRowBlocks][4];
 #pragma unroll
         for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            r_a[m][i] = __float_as_uint(r_weights[m][4 * k + i % 2 * 2 + i / 2]);
+            r_a[m][i] = operand<false>(__float_as_uint(r_weights[m][4 * k + i % 2 * 2 + i / 2]));
           }
         }
         float* r_sums[kBlocks][kRowBlocks];
@@ -97,19 +105,21 @@ class Products<kConfig, ptx::float32> {
         for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
           for (int m = 0; m < kRowBlocks; ++m) {
-            r_sums[block][m] = r_large[block][m];
+            r_sums[block][m] = kSplit ? r_large[block][m] : r_output[m] + 4 * (n + block);
             r_small_sums[block][m] = r_small[block][m];
           }
         }
-        multiply(r_sums, r_small_sums, r_a, r_b);
+        multiply<false>(r_sums, r_small_sums, r_a, r_b);
       }
+      if constexpr (kSplit) {
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
+        for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-        for (int m = 0; m < kRowBlocks; ++m) {
+          for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            r_output[m][4 * (n + block) + e] += join(r_large[block][m][e], r_small[block][m][e]);
+            for (int e = 0; e < 4; ++e) {
+              r_output[m][4 * (n + block) + e] += join(r_large[block][m][e], r_small[block][m][e]);
+            }
           }
         }
       }
@@ -117,9 +127,22 @@ class Products<kConfig, ptx::float32> {
   }
 
  private:
+  static constexpr bool kSplit = ptx::kSame<Element, ptx::float32>;
   static constexpr int kSteps = kConfig.dim_qk / 8;
   // Sums begin anew after so many steps, so that what is truncated does not grow with the head dim.
-  static constexpr int kBlockSteps = 16;
+  static constexpr int kBlockSteps = kSplit ? 16 : kSteps;
+
+  // As the instructions take it: they ignore the bits below the 11, which is right for the parts of float32 alone. Of those, the
+  // scores' are rounded to nearest (kNearest), as the backward pass does it: its weights are 2^(S - LSE), off by what its S
+  // differs from that in LSE.
+  template <bool kNearest>
+  TESSERA_DEVICE static std::uint32_t operand(std::uint32_t x) {
+    if constexpr (kSplit) {
+      return kNearest ? x + kHalf : x;
+    } else {
+      return ptx::round_to_tf32(x);
+    }
+  }
 
   TESSERA_DEVICE static void clear(float (&r_scores)[kRowBlocks][kScores]) {
 #pragma unroll
@@ -158,6 +181,10 @@ class Products<kConfig, ptx::float32> {
       for (int n = 0; n < kConfig.tile_k; n += 16) {
         std::uint32_t r_b[2][2];
         ptx::load_matrices(keys.at(n, 2 * k), r_b[0][0], r_b[0][1], r_b[1][0], r_b[1][1]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          r_b[i / 2][i % 2] = operand<true>(r_b[i / 2][i % 2]);
+        }
         float* r_sums[2][kRowBlocks];
         float* r_small_sums[2][kRowBlocks];
 #pragma unroll
@@ -168,35 +195,52 @@ class Products<kConfig, ptx::float32> {
             r_small_sums[half][m] = r_small[m] + n / 2 + 4 * half;
           }
         }
-        multiply(r_sums, r_small_sums, r_a, r_b);
+        multiply<true>(r_sums, r_small_sums, r_a, r_b);
       }
     }
+    if constexpr (kSplit) {
 #pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
+      for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
-      for (int i = 0; i < kScores; ++i) {
-        r_scores[m][i] = join(r_scores[m][i], r_small[m][i]);
+        for (int i = 0; i < kScores; ++i) {
+          r_scores[m][i] = join(r_scores[m][i], r_small[m][i]);
+        }
       }
     }
   }
 
   // Row blocks times blocks of 8 columns; products of one sum stand apart, since each waits for the one before it.
-  template <int kBlocks>
+  template <bool kNearest, int kBlocks>
   TESSERA_DEVICE static void multiply(float* const (&r_sums)[kBlocks][kRowBlocks],
                                       float* const (&r_small)[kBlocks][kRowBlocks],
                                       const std::uint32_t (&r_a)[kRowBlocks][4],
                                       const std::uint32_t (&r_b)[kBlocks][2]) {
-    std::uint32_t r_a_low[kRowBlocks][4];
-    std::uint32_t r_b_low[kBlocks][2];
+    if constexpr (kSplit) {
+      std::uint32_t r_b_low[kBlocks][2];
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      r_b_low[block][0] = low_part(r_b[block][0]);
-      r_b_low[block][1] = low_part(r_b[block][1]);
+      for (int block = 0; block < kBlocks; ++block) {
+        r_b_low[block][0] = low_part<kNearest>(r_b[block][0]);
+        r_b_low[block][1] = low_part<kNearest>(r_b[block][1]);
+      }
+      add_products(r_small, r_a, r_b_low);
+    }
+    add_products(r_sums, r_a, r_b);
+    if constexpr (kSplit) {
+      std::uint32_t r_a_low[kRowBlocks][4];
 #pragma unroll
       for (int m = 0; m < kRowBlocks; ++m) {
-        ptx::mma_tf32(r_small[block][m], r_a[m], r_b_low[block][0], r_b_low[block][1]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          r_a_low[m][i] = low_part<kNearest>(r_a[m][i]);
+        }
       }
+      add_products(r_small, r_a_low, r_b);
     }
+  }
+  template <int kBlocks>
+  TESSERA_DEVICE static void add_products(float* const (&r_sums)[kBlocks][kRowBlocks],
+                                          const std::uint32_t (&r_a)[kRowBlocks][4],
+                                          const std::uint32_t (&r_b)[kBlocks][2]) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -204,21 +248,14 @@ class Products<kConfig, ptx::float32> {
         ptx::mma_tf32(r_sums[block][m], r_a[m], r_b[block][0], r_b[block][1]);
       }
     }
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        r_a_low[m][i] = low_part(r_a[m][i]);
-      }
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        ptx::mma_tf32(r_small[block][m], r_a_low[m], r_b[block][0], r_b[block][1]);
-      }
-    }
   }
 
   TESSERA_DEVICE void load_queries(std::uint32_t (&r_a)[4], int k, int m, int first_bytes = 0) const {
     ptx::load_matrices(queries_.at(16 * m, 2 * k) + first_bytes, r_a[0], r_a[1], r_a[2], r_a[3]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      r_a[i] = operand<true>(r_a[i]);
+    }
   }
 
   const int lane_;

@@ -42,6 +42,12 @@ class BackwardConsumer {
   static constexpr int kScores = kConfig.tile_q / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kRowBarrier = 1;
+  // dP waits until softcap and function are done with S: with tiles of 128 queries registers do not hold both beside P and its
+  // derivative.
+  static constexpr bool kDweightsLast = Score::kHasDerivative && kConfig.tile_q == 128;
+  // Whether a buffer of dS is awaited before dP. It need not be; but without a branch in between the compiler puts exponentials
+  // behind the wait for dP. 128 queries leave no registers for that.
+  static constexpr bool kAwaitEarly = kConfig.tile_q == 64;
 
   TESSERA_DEVICE void walk_queries() {
     const BackwardVisits<kConfig, kMask> visits(*work_, params_.order);
@@ -65,11 +71,7 @@ class BackwardConsumer {
       score_.start_head(*work_, work_->key_head * params_.batch.group_size + member);
       for (int step = 0; step < visits.count(); ++step) {
         const int first_query = visits.at(step) * kConfig.tile_q;
-        if (ends_inside || is_partial(first_query)) {
-          walk_tile<true>(first_query);
-        } else {
-          walk_tile<false>(first_query);
-        }
+        walk_tile(first_query, ends_inside || is_partial(first_query));
       }
     }
     if (behind_) {
@@ -82,14 +84,13 @@ class BackwardConsumer {
 
   TESSERA_DEVICE void walk_terms() {
     for (int n = work_->begin; n < work_->end; ++n) {
+      if constexpr (Score::kUsesHead) {
+        const int member = params_.batch.group_size > 1 ? __ldg(&params_.listed.terms[n].member) : 0;
+        score_.start_head(*work_, work_->key_head * params_.batch.group_size + member);
+      }
       ptx::mbarrier_wait(shared_.bar_query_full + stage_.slot, stage_.parity);
       const ListedVisit visit = shared_.visits[stage_.slot];
-      if (visit.bits >= 0) {
-        bits_.load(params_.listed.bits, visit.bits, kConfig.tile_k, warpgroup_ * 64 + tile::fragment_row());
-        walk_tile<true>(visit.tile * kConfig.tile_q);
-      } else {
-        walk_tile<false>(visit.tile * kConfig.tile_q);
-      }
+      walk_tile(visit.tile * kConfig.tile_q, visit.bits >= 0, visit.bits);
     }
   }
 
@@ -98,8 +99,28 @@ class BackwardConsumer {
            (kMask == MaskKind::window && work_->first_key < first_query + kConfig.tile_q - 1 + work_->lower);
   }
 
+  // Kernels that are compiled when they are first used have the code of a step once, which compiles in half the time, and zero
+  // hidden elements after it.
+  TESSERA_DEVICE void walk_tile(int first_query, bool masked, int bits = 0) {
+    if (kFeatures == 0 && masked) {
+      load_bits(bits);
+      step<true>(first_query, true);
+    } else {
+      if (masked) {
+        load_bits(bits);
+      }
+      step<false>(first_query, masked);
+    }
+  }
+
+  TESSERA_DEVICE void load_bits(int bits) {
+    if constexpr (kMask == MaskKind::listed) {
+      bits_.load(params_.listed.bits, bits, kConfig.tile_k, warpgroup_ * 64 + tile::fragment_row());
+    }
+  }
+
   template <bool kMasked>
-  TESSERA_DEVICE void walk_tile(int first_query) {
+  TESSERA_DEVICE void step(int first_query, bool masked) {
     clear_hidden_queries(first_query);
     float r_scores[kScores];
     float r_dweights[kScores];
@@ -110,32 +131,45 @@ class BackwardConsumer {
     issue_scores(r_scores, shared_.keys, shared_.queries);
     score_.draw(*work_, first_query, shared_.weights + weight_buffer_ * kConfig.weight_bytes(),
                 kRowBarrier + warpgroup_, [this] { await_weight_buffer(); });
-    ptx::mbarrier_wait(shared_.bar_dout_full + stage_.slot, stage_.parity);
-    if (!accumulate_) {
-      ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
+    if constexpr (kDweightsLast) {
+      ptx::wgmma_wait<0>();
+    } else {
+      issue_dweights(r_dweights);
+      ptx::wgmma_wait<1>();
     }
-    issue_scores(r_dweights, shared_.values, shared_.douts);
-    ptx::wgmma_wait<1>();
     ptx::pin(r_scores);
     if constexpr (kMasked) {
       hide(r_scores, first_query);
     }
     if constexpr (Score::kChangesWeights) {
-      score_.template compute_weights<kMasked>(r_packed, r_scores, *work_, first_query, statistics(shared_.lse_log2));
+      score_.compute_weights(r_packed, r_scores, *work_, first_query, statistics(shared_.lse_log2));
     } else {
       compute_weights(r_scores);
       tile::round_to<Element>(r_packed, r_scores);
     }
+    if (kFeatures != 0 && masked) {
+      zero_hidden(r_scores, r_packed, first_query);
+    }
+    if constexpr (kDweightsLast) {
+      issue_dweights(r_dweights);
+    }
+    if constexpr (kAwaitEarly) {
+      await_weight_buffer();
+    }
     ptx::wgmma_wait<0>();
     ptx::pin(r_dweights);
     if constexpr (Score::kDropout) {
-      score_.template compute_score_gradients<kMasked>(r_dpacked, r_packed, r_scores, r_dweights,
-                                                       statistics(shared_.delta));
+      score_.compute_score_gradients(r_dpacked, r_packed, r_scores, r_dweights, statistics(shared_.delta));
     } else {
       compute_score_gradients<kMasked>(r_dpacked, r_scores, r_dweights);
     }
+    if (kFeatures != 0 && masked) {
+      zero_hidden(r_scores, r_dpacked, first_query);
+    }
 
-    await_weight_buffer();
+    if constexpr (!kAwaitEarly) {
+      await_weight_buffer();
+    }
     score_.finish_draw(kRowBarrier + warpgroup_);
     issue_gradient(r_dv_, r_packed, shared_.douts);
     store_score_gradients(r_dpacked);
@@ -201,8 +235,8 @@ class BackwardConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_rows + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
-      const std::uint64_t b = ptx::depth_major(s_stage + k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
+      const std::uint64_t a = ptx::depth_major(s_rows, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_stage, k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
       if (k == 0) {
         Product::ss_first(r_result, a, b);
       } else {
@@ -210,6 +244,14 @@ class BackwardConsumer {
       }
     }
     ptx::wgmma_commit();
+  }
+
+  TESSERA_DEVICE void issue_dweights(float (&r_dweights)[kScores]) {
+    ptx::mbarrier_wait(shared_.bar_dout_full + stage_.slot, stage_.parity);
+    if (!accumulate_) {
+      ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
+    }
+    issue_scores(r_dweights, shared_.values, shared_.douts);
   }
 
   // dV += P^T dO and dK += dS^T Q.
@@ -220,7 +262,7 @@ class BackwardConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.tile_q / 16; ++k) {
-      Product::rs(r_gradient, r_weights + 4 * k, ptx::width_major(s_stage + k * 2048, kConfig.tile_q * 128),
+      Product::rs(r_gradient, r_weights + 4 * k, ptx::width_major(s_stage, kConfig.tile_q * 128, k * 2048),
                   accumulate_ || k > 0);
     }
     ptx::wgmma_commit();
@@ -237,8 +279,8 @@ class BackwardConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.tile_k / 16; ++k) {
-      const std::uint64_t a = ptx::width_major(s_weights + k * 2048, kConfig.tile_k * 128);
-      const std::uint64_t b = ptx::width_major(s_keys + k * 2048, kConfig.tile_k * 128);
+      const std::uint64_t a = ptx::width_major(s_weights, kConfig.tile_k * 128, k * 2048);
+      const std::uint64_t b = ptx::width_major(s_keys, kConfig.tile_k * 128, k * 2048);
       if (k == 0) {
         Product::template ss_first<1, 1>(r_dq, a, b);
       } else {
@@ -329,6 +371,20 @@ class BackwardConsumer {
     tile::hide_scores<true>(r_scores, first, last);
   }
 
+  // What is hidden of a fragment and of its 16-bit form.
+  TESSERA_DEVICE void zero_hidden(float (&r_values)[kScores], std::uint32_t (&r_packed)[kScores / 2],
+                                  int first_query) const {
+    float r_hidden[kScores] = {};
+    hide(r_hidden, first_query);
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      const bool hidden[2] = {r_hidden[i] != 0.0F, r_hidden[i + 1] != 0.0F};
+      r_values[i] = hidden[0] ? 0.0F : r_values[i];
+      r_values[i + 1] = hidden[1] ? 0.0F : r_values[i + 1];
+      r_packed[i / 2] &= (hidden[0] ? 0U : 0x0000FFFFU) | (hidden[1] ? 0U : 0xFFFF0000U);
+    }
+  }
+
   // Rows of the next sequence, which only tables of sequences leave behind the last query.
   TESSERA_DEVICE void clear_hidden_queries(int first_query) const {
     if (params_.batch.ragged == 0 || first_query + kConfig.tile_q <= work_->queries) {
@@ -364,7 +420,7 @@ class BackwardConsumer {
     std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * strides.token};
     const float factor[2] = {scale, scale};
     const bool stored[2] = {row < work_->stored_keys, row + 8 < work_->stored_keys};
-    tile::store_rows<Element>(r_gradient, factor, g_rows, stored, dim);
+    tile::store_rows<Element, true>(r_gradient, factor, g_rows, stored, dim);
   }
 
   const BackwardParams& params_;

@@ -24,8 +24,6 @@ namespace {
 using sm90::BackwardConfig;
 using sm90::BackwardParams;
 
-constexpr std::int64_t kMostListedDim = 128;
-
 // In ascending order of head dims.
 constexpr std::array kConfigs{
 #define TESSERA_SM90_BACKWARD(head_dim, tile_q, tile_k, stages, set) BackwardConfig{head_dim, tile_q, tile_k, stages},
@@ -108,9 +106,7 @@ class BackwardExecutable final : public DeviceExecutable {
     }
     const Batch batch = batch_of(problem(), sequences_.in(workspace));
     if (batch.sequences != nullptr) {
-      write_table(device(), sequences_.in(workspace), query_table_.entries.data(),
-                  static_cast<std::int64_t>(query_table_.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)),
-                  stream);
+      write_table(device(), sequences_.in(workspace), query_table_, stream);
     }
     statistics_.run(tensors, batch, deterministic_ ? nullptr : dq_sum_.in(workspace), tiles_.dq_columns(), workspace,
                     stream);
@@ -224,7 +220,7 @@ class BackwardExecutable final : public DeviceExecutable {
     params.scale = problem().softmax_scale();
     params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : params.scale) * std::numbers::log2e);
     params.score_scale = softcap != 0 ? params.scale / softcap : 1.0F;
-    params.score = score_params(problem(), tensors.score, device());
+    params.score = score_params_of(tensors.score);
     kernel_.launch({blocks_, BackwardConfig::kThreads, tiles_.shared_bytes(), deterministic_}, params, stream);
   }
 
@@ -269,18 +265,9 @@ class BackwardExecutable final : public DeviceExecutable {
 
 }  // namespace
 
-namespace {
-
-std::int64_t widest(const Problem& problem) { return std::max(problem.dim_qk, problem.dim_v); }
-
-}  // namespace
-
 std::optional<std::string> backward_missing(const Problem& problem, const PlanOptions& /*options*/) {
   if (choose_config(problem) != nullptr || has_wide_backward(problem)) {
     return std::nullopt;
-  }
-  if (needs_lists(problem.mask) && widest(problem) > kMostListedDim) {
-    return "mask: its backward pass takes segments and block masks up to head dim 128";
   }
   return no_kernel(problem, kernel_features(problem), "backward kernel");
 }

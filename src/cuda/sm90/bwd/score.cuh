@@ -13,7 +13,10 @@ class BackwardScore : public Features<kFeatures> {
   using Has = Features<kFeatures>;
   static constexpr int kScores = kConfig.tile_q / 2;
   // Whether weights are more than powers of two of scaled products.
-  static constexpr bool kChangesWeights = Has::kSoftcap || Has::kAdds || Has::kDropout;
+  static constexpr bool kChangesWeights = Has::kSoftcap || Has::kFunction || Has::kAdds || Has::kDropout;
+  static constexpr bool kUsesHead = Has::kAlibi || Has::kDropout || Has::kFunction;
+  // Whether what compute_weights() leaves is not P, but P times a derivative.
+  static constexpr bool kHasDerivative = Has::kSoftcap || Has::kFunction;
 
   TESSERA_DEVICE BackwardScore(const BackwardParams& params, int warpgroup) : params_(params), warpgroup_(warpgroup) {}
 
@@ -66,8 +69,7 @@ class BackwardScore : public Features<kFeatures> {
     }
   }
 
-  // Products, -inf where hidden, to P in 16 bits, and to P times the derivative of the softcap.
-  template <bool kMasked>
+  // Products to P in 16 bits, and to P times the derivative of softcap and function. Anything where a pair is hidden.
   TESSERA_DEVICE void compute_weights(std::uint32_t (&r_packed)[kScores / 2], float (&r_scores)[kScores],
                                       const BackwardTile& work, int first_query, const float2* s_lse) const {
     if constexpr (Has::kAlibi) {
@@ -81,20 +83,20 @@ class BackwardScore : public Features<kFeatures> {
       if (upper.linear()) {
         // What depends on the column alone is added to its LSE, what depends on the row last.
         const float first[2] = {upper.linear_first(), lower.linear_first()};
-        weights<kMasked>(
-            r_packed, r_scores, s_lse,
+        weights(
+            r_packed, r_scores, work, first_query, s_lse,
             [&](float lse, int column) { return fmaf(static_cast<float>(column), upper.linear_step(), -lse); },
             [&](float logit, int /*column*/, int r) { return logit + first[r]; });
       } else {
-        weights<kMasked>(
-            r_packed, r_scores, s_lse, [](float lse, int /*column*/) { return -lse; },
+        weights(
+            r_packed, r_scores, work, first_query, s_lse, [](float lse, int /*column*/) { return -lse; },
             [&](float logit, int column, int r) {
               return logit + (r == 0 ? upper : lower).at(static_cast<float>(column));
             });
       }
     } else {
-      weights<kMasked>(
-          r_packed, r_scores, s_lse, [](float lse, int /*column*/) { return -lse; },
+      weights(
+          r_packed, r_scores, work, first_query, s_lse, [](float lse, int /*column*/) { return -lse; },
           [](float logit, int /*column*/, int /*r*/) { return logit; });
     }
   }
@@ -102,7 +104,6 @@ class BackwardScore : public Features<kFeatures> {
   // dS = P o (dP o kept - delta) of what compute_weights() left, whose dropped weights become 0; without the scale of kept
   // weights, which dQ and dK get at the end. A weight is taken as it was rounded: beside dP registers have no room for it in
   // both forms.
-  template <bool kMasked>
   TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_dpacked)[kScores / 2],
                                               std::uint32_t (&r_packed)[kScores / 2], const float (&r_weights)[kScores],
                                               const float (&r_dweights)[kScores], const float2* s_delta) const {
@@ -126,12 +127,11 @@ class BackwardScore : public Features<kFeatures> {
             const int x = 4 * i + 2 * r + e;
             float weight = e == 0 ? whole.x : whole.y;
             float left = e == 0 ? zeroed.x : zeroed.y;
-            if constexpr (Has::kSoftcap) {
+            if constexpr (kHasDerivative) {
               weight = r_weights[x];
               left = left == 0.0F ? 0.0F : weight;
             }
             gradient[e] = fmaf(left, r_dweights[x], weight * delta[e]);
-            gradient[e] = kMasked && weight == 0.0F ? 0.0F : gradient[e];
           }
           r_dpacked[2 * i + r] = ptx::pack<Element>(gradient[0], gradient[1]);
         }
@@ -159,9 +159,11 @@ class BackwardScore : public Features<kFeatures> {
   }
   TESSERA_DEVICE static std::uint32_t byte_of_row(int r) { return threadIdx.x / 4 % 2 + 2 * r; }
 
-  template <bool kMasked, class Offset, class Finish>
-  TESSERA_DEVICE void weights(std::uint32_t (&r_packed)[kScores / 2], float (&r_scores)[kScores], const float2* s_lse,
-                              Offset&& offset, Finish&& finish) const {
+  template <class Offset, class Finish>
+  TESSERA_DEVICE void weights(std::uint32_t (&r_packed)[kScores / 2], float (&r_scores)[kScores],
+                              const BackwardTile& work, int first_query, const float2* s_lse, Offset&& offset,
+                              Finish&& finish) const {
+    const float factor = Has::kFunction ? kLog2e : params_.scale_log2;
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
       const float2 lse = s_lse[4 * i];
@@ -172,20 +174,37 @@ class BackwardScore : public Features<kFeatures> {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& score = r_scores[4 * i + 2 * r + e];
-          float x = score;
-          if constexpr (Has::kSoftcap) {
-            x = soft_cap<Element>(x * params_.score_scale);
-          }
-          float weight = ptx::exp2(finish(fmaf(x, params_.scale_log2, offsets[e]), 8 * i + e, r));
-          if constexpr (Has::kSoftcap && kMasked) {
-            weight = score == -__builtin_huge_valf() ? 0.0F : weight;
-          }
+          const tile::Tangent logit = logit_of(score, work, first_query, 8 * i + e, r);
+          const float weight = ptx::exp2(finish(fmaf(logit.value, factor, offsets[e]), 8 * i + e, r));
           pair[e] = weight;
-          score = Has::kSoftcap ? weight * fmaf(-x, x, 1.0F) : weight;
+          score = kHasDerivative ? weight * logit.derivative : weight;
+          if constexpr (Has::kFunction) {
+            score = weight == 0.0F ? 0.0F : score;  // where it may have no derivative
+          }
         }
         r_packed[2 * i + r] = ptx::pack<Element>(pair[0], pair[1]);
       }
     }
+  }
+
+  // What softcap and function make of a product, and the derivative of the logit by the scaled product.
+  TESSERA_DEVICE tile::Tangent logit_of(float x, const BackwardTile& work, int first_query, int column, int r) const {
+    tile::Tangent logit{x, 1.0F};
+    if constexpr (Has::kSoftcap) {
+      logit.value = soft_cap<Element>(x * params_.score_scale);
+      logit.derivative = fmaf(-logit.value, logit.value, 1.0F);
+    }
+    if constexpr (Has::kFunction) {
+      const typename Has::Place place(params_.score.function, sequence(work), head_);
+      const int query = first_query + tile::fragment_column() + column;
+      const int key = work.first_key + warpgroup_ * 64 + tile::fragment_row() + 8 * r;
+      const tile::Tangent result = tile::differentiate_function(
+          logit.value * Has::function_scale(params_.score), place, min(query, work.queries - 1),
+          max(min(key, work.keys - 1), 0), place.distance(query - column, key) + place.step(column, 0));
+      logit.value = result.value;
+      logit.derivative *= result.derivative;
+    }
+    return logit;
   }
 
   const BackwardParams& params_;

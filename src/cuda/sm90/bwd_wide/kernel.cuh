@@ -3,8 +3,9 @@
 // queries. Each is a persistent block of one producer and two consumer warpgroups.
 #pragma once
 
-#include "cuda/sm90/bwd_wide/keys_consumer.cuh"
 #include "cuda/sm90/bwd_wide/keys_loader.cuh"
+#include "cuda/sm90/bwd_wide/keys_score_gradients.cuh"
+#include "cuda/sm90/bwd_wide/keys_weights.cuh"
 #include "cuda/sm90/bwd_wide/queries_consumer.cuh"
 #include "cuda/sm90/bwd_wide/queries_loader.cuh"
 

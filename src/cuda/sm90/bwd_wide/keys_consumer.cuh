@@ -93,8 +93,8 @@ class KeysConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_rows + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
-      const std::uint64_t b = ptx::depth_major(s_stage + k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
+      const std::uint64_t a = ptx::depth_major(s_rows, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_stage, k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
       if (k == 0) {
         Product::ss_first(r_result, a, b);
       } else {
@@ -111,7 +111,7 @@ class KeysConsumer {
 #pragma unroll
     for (int k = 0; k < kConfig.tile_q / 16; ++k) {
       ptx::Wgmma<kConfig.head_dim, Element>::rs(r_gradient_, r_packed_ + 4 * k,
-                                                ptx::width_major(s_stage + k * 2048, kConfig.tile_q * 128),
+                                                ptx::width_major(s_stage, kConfig.tile_q * 128, k * 2048),
                                                 accumulate_ || k > 0);
     }
     ptx::wgmma_commit();
@@ -136,8 +136,11 @@ class KeysConsumer {
       ptx::mbarrier_arrive(bar_empty);
     }
   }
-  TESSERA_DEVICE void release_stage(std::uint64_t* bar_empty, tile::RingPosition<Shared::kStages>& stage) const {
-    release(bar_empty + stage.slot);
+  // A stage or a buffer of P, by every thread, since each has read or written a part of its own: racecheck does not see that
+  // __syncwarp() orders what a warp did before one arrival of it.
+  template <int kSlots>
+  TESSERA_DEVICE void release_stage(std::uint64_t* bar, tile::RingPosition<kSlots>& stage) const {
+    ptx::mbarrier_arrive(bar + stage.slot);
     stage.advance();
   }
 
@@ -171,276 +174,6 @@ class KeysConsumer {
 
   std::uint32_t r_packed_[kScores / 2];  // P or dS of a step, whose product for the gradient is to come
   float r_gradient_[kOutputs];
-};
-
-template <BackwardKeysConfig kConfig, MaskKind kMask, class Element>
-class WeightConsumer : KeysConsumer<kConfig, kMask, Element> {
-  using Base = KeysConsumer<kConfig, kMask, Element>;
-  using Base::params_, Base::shared_, Base::work_, Base::query_, Base::dout_, Base::buffer_, Base::kScores,
-      Base::r_packed_, Base::r_gradient_;
-
- public:
-  TESSERA_DEVICE WeightConsumer(const BackwardParams& params, const typename Base::Shared& shared)
-      : Base(params, shared, {params.dv, params.dv_strides, params.dim_v, 1.0F}) {}
-
-  TESSERA_DEVICE void run() {
-    if (!start_tile()) {
-      return;
-    }
-    step<true, true>();
-    while (true) {
-      const bool ends = this->left_ == 0;
-      typename Base::Rows rows{};
-      if (ends) {
-        rows = this->rows();
-        this->release_tile();
-        if (!start_tile()) {
-          finish();
-          this->write(r_gradient_, rows);
-          return;
-        }
-      } else {
-        this->advance();
-      }
-      if (this->is_masked()) {
-        step<true, false>();
-      } else {
-        step<false, false>();
-      }
-      if (ends) {
-        this->write(r_gradient_, rows);
-        this->accumulate_ = false;
-      }
-    }
-  }
-
- private:
-  TESSERA_DEVICE bool start_tile() {
-    if (!Base::start_tile()) {
-      return false;
-    }
-    ptx::mbarrier_wait(shared_.bar_key_full, this->key_parity_);
-    this->key_parity_ ^= 1;
-    return true;
-  }
-
-  // The weights of a step, and dV of the one before it.
-  template <bool kMasked, bool kFirst>
-  TESSERA_DEVICE void step() {
-    float r_scores[kScores];
-    const int rows = work_->queries - this->first_query();
-    this->await_stage(shared_.bar_query_full, shared_.queries, query_, rows, Base::kRowBarrier);
-    this->issue_scores(r_scores, shared_.keys, shared_.queries, query_.slot);
-    if constexpr (!kFirst) {
-      issue_dv();
-      ptx::wgmma_wait<1>();
-    } else {
-      ptx::wgmma_wait<0>();
-    }
-    ptx::pin(r_scores);
-    if (this->left_ == 0) {
-      this->release(shared_.bar_key_empty);
-    }
-    if constexpr (kMasked) {
-      hide(r_scores);
-    }
-    compute_weights(r_scores);
-    this->release_stage(shared_.bar_query_empty, query_);
-    hand_over(r_scores);
-    if constexpr (!kFirst) {
-      finish_dv();
-    }
-    tile::round_to<Element>(r_packed_, r_scores);
-    dout_rows_ = rows;
-  }
-
-  TESSERA_DEVICE void finish() {
-    issue_dv();
-    finish_dv();
-  }
-
-  TESSERA_DEVICE void issue_dv() {
-    this->await_stage(shared_.bar_dout_full, shared_.douts, dout_, dout_rows_, Base::kRowBarrier);
-    this->issue_gradient(shared_.douts, dout_.slot);
-  }
-  TESSERA_DEVICE void finish_dv() {
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_gradient_);
-    this->release_stage(shared_.bar_dout_empty, dout_);
-  }
-
-  // P^T = 2^(scale S^T - LSE).
-  TESSERA_DEVICE void compute_weights(float (&r_scores)[kScores]) const {
-    const float2* const s_lse =
-        reinterpret_cast<const float2*>(shared_.lse_log2 + query_.slot * kConfig.tile_q) + threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      const float2 lse = s_lse[4 * i];
-      r_scores[4 * i] = ptx::exp2(fmaf(r_scores[4 * i], params_.scale_log2, -lse.x));
-      r_scores[4 * i + 1] = ptx::exp2(fmaf(r_scores[4 * i + 1], params_.scale_log2, -lse.y));
-      r_scores[4 * i + 2] = ptx::exp2(fmaf(r_scores[4 * i + 2], params_.scale_log2, -lse.x));
-      r_scores[4 * i + 3] = ptx::exp2(fmaf(r_scores[4 * i + 3], params_.scale_log2, -lse.y));
-    }
-  }
-
-  TESSERA_DEVICE void hand_over(const float (&r_weights)[kScores]) {
-    ptx::mbarrier_wait(shared_.bar_weight_empty + buffer_.slot, buffer_.parity ^ 1);
-    float4* const s_weights = shared_.weights + buffer_.slot * (kConfig.weight_bytes() / 16) + threadIdx.x % 128;
-#pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      s_weights[128 * i] =
-          make_float4(r_weights[4 * i], r_weights[4 * i + 1], r_weights[4 * i + 2], r_weights[4 * i + 3]);
-    }
-    this->release(shared_.bar_weight_full + buffer_.slot);
-    buffer_.advance();
-  }
-
-  // Key k sees queries k - upper .. k - lower.
-  TESSERA_DEVICE void hide(float (&r_scores)[kScores]) const {
-    constexpr int kEverything = 1 << 29;
-    int first[2];
-    int last[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int key = work_->first_key + tile::fragment_row() + 8 * r;
-      const int column = this->first_query() + tile::fragment_column();
-      first[r] = kMask == MaskKind::dense ? -kEverything : key - work_->upper - column;
-      last[r] = kMask == MaskKind::window ? key - work_->lower - column : kEverything;
-      first[r] = key < work_->keys ? first[r] : kEverything;
-    }
-    tile::hide_scores<true>(r_scores, first, last);
-  }
-
-  int dout_rows_ = 0;  // of the step whose dV is to come, that belong to the sequence
-};
-
-template <BackwardKeysConfig kConfig, MaskKind kMask, class Element>
-class ScoreGradientConsumer : KeysConsumer<kConfig, kMask, Element> {
-  using Base = KeysConsumer<kConfig, kMask, Element>;
-  using Base::params_, Base::shared_, Base::work_, Base::query_, Base::dout_, Base::buffer_, Base::kScores,
-      Base::r_packed_, Base::r_gradient_;
-
- public:
-  TESSERA_DEVICE ScoreGradientConsumer(const BackwardParams& params, const typename Base::Shared& shared)
-      : Base(params, shared, {params.dk, params.dk_strides, params.dim_qk, params.scale}) {}
-
-  TESSERA_DEVICE void run() {
-    if (!start_tile()) {
-      return;
-    }
-    step<true>();
-    while (true) {
-      const bool ends = this->left_ == 0;
-      typename Base::Rows rows{};
-      if (ends) {
-        rows = this->rows();
-        this->release_tile();
-        if (!start_tile()) {
-          finish();
-          this->write(r_gradient_, rows);
-          return;
-        }
-      } else {
-        this->advance();
-      }
-      step<false>();
-      if (ends) {
-        this->write(r_gradient_, rows);
-        this->accumulate_ = false;
-      }
-    }
-  }
-
- private:
-  static constexpr int kRowBarrier = Base::kRowBarrier + 1;
-
-  TESSERA_DEVICE bool start_tile() {
-    if (!Base::start_tile()) {
-      return false;
-    }
-    ptx::mbarrier_wait(shared_.bar_value_full, this->key_parity_);
-    this->key_parity_ ^= 1;
-    return true;
-  }
-
-  // dK of the step before, and dS of this one.
-  template <bool kFirst>
-  TESSERA_DEVICE void step() {
-    float r_dweights[kScores];
-    const int rows = work_->queries - this->first_query();
-    if constexpr (!kFirst) {
-      issue_dk();
-    }
-    this->await_stage(shared_.bar_dout_full, shared_.douts, dout_, rows, kRowBarrier);
-    this->issue_scores(r_dweights, shared_.values, shared_.douts, dout_.slot);
-    if constexpr (!kFirst) {
-      finish_dk<1>();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_dweights);
-    if (this->left_ == 0) {
-      this->release(shared_.bar_value_empty);
-    }
-    subtract_delta(r_dweights);
-    this->release_stage(shared_.bar_dout_empty, dout_);
-    ptx::mbarrier_wait(shared_.bar_weight_full + buffer_.slot, buffer_.parity);
-    if (this->is_masked()) {
-      compute_score_gradients<true>(r_dweights);
-    } else {
-      compute_score_gradients<false>(r_dweights);
-    }
-    this->release(shared_.bar_weight_empty + buffer_.slot);
-    buffer_.advance();
-    query_rows_ = rows;
-  }
-
-  TESSERA_DEVICE void finish() {
-    issue_dk();
-    finish_dk<0>();
-  }
-
-  TESSERA_DEVICE void issue_dk() {
-    this->await_stage(shared_.bar_query_full, shared_.queries, query_, query_rows_, kRowBarrier);
-    this->issue_gradient(shared_.queries, query_.slot);
-  }
-  template <int kPending>
-  TESSERA_DEVICE void finish_dk() {
-    ptx::wgmma_wait<kPending>();
-    ptx::pin(r_gradient_);
-    this->release_stage(shared_.bar_query_empty, query_);
-  }
-
-  TESSERA_DEVICE void subtract_delta(float (&r_dweights)[kScores]) const {
-    const float2* const s_delta =
-        reinterpret_cast<const float2*>(shared_.delta + dout_.slot * kConfig.tile_q) + threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      const float2 delta = s_delta[4 * i];
-      r_dweights[4 * i] -= delta.x;
-      r_dweights[4 * i + 1] -= delta.y;
-      r_dweights[4 * i + 2] -= delta.x;
-      r_dweights[4 * i + 3] -= delta.y;
-    }
-  }
-
-  // dS^T = P^T o (dP^T - delta), without the scale, which dK gets at the end.
-  template <bool kMasked>
-  TESSERA_DEVICE void compute_score_gradients(const float (&r_dweights)[kScores]) {
-    const float4* const s_weights = shared_.weights + buffer_.slot * (kConfig.weight_bytes() / 16) + threadIdx.x % 128;
-    const auto gradient = [](float weight, float dweight) {
-      return kMasked && weight == 0.0F ? 0.0F : weight * dweight;  // whatever dP is where nothing is seen
-    };
-#pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      const float4 weights = s_weights[128 * i];
-      r_packed_[2 * i] =
-          ptx::pack<Element>(gradient(weights.x, r_dweights[4 * i]), gradient(weights.y, r_dweights[4 * i + 1]));
-      r_packed_[2 * i + 1] =
-          ptx::pack<Element>(gradient(weights.z, r_dweights[4 * i + 2]), gradient(weights.w, r_dweights[4 * i + 3]));
-    }
-  }
-
-  int query_rows_ = 0;  // of the step whose dK is to come, that belong to the sequence
 };
 
 }  // namespace tessera::sm90

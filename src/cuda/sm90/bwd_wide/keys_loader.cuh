@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/bwd/tickets.cuh"
 #include "cuda/sm90/bwd_wide/keys_shared.cuh"
 
@@ -17,6 +18,10 @@ class BackwardKeysLoader {
       : params_(params), shared_(shared), tickets_(params) {}
 
   TESSERA_DEVICE void run() {
+    // The kernel for dQ needs LSE and delta as this one does, and nothing that this one computes: its blocks take the places of
+    // those that find no more tiles.
+    ptx::wait_for_last_grid();
+    ptx::let_next_grid_start();
     while (true) {
       const BackwardTile& work = next_tile();
       if (work.valid == 0) {

@@ -64,13 +64,13 @@ struct BackwardKeysShared {
     ptx::mbarrier_init(bar_value_empty, 4);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
-      ptx::mbarrier_init(bar_query_empty + i, kConsumerWarps);
+      ptx::mbarrier_init(bar_query_empty + i, 32 * kConsumerWarps);
       ptx::mbarrier_init(bar_dout_full + i, 1);
-      ptx::mbarrier_init(bar_dout_empty + i, kConsumerWarps);
+      ptx::mbarrier_init(bar_dout_empty + i, 32 * kConsumerWarps);
     }
     for (int i = 0; i < kWeightBuffers; ++i) {
-      ptx::mbarrier_init(bar_weight_full + i, 4);
-      ptx::mbarrier_init(bar_weight_empty + i, 4);
+      ptx::mbarrier_init(bar_weight_full + i, 128);
+      ptx::mbarrier_init(bar_weight_empty + i, 128);
     }
     for (int i = 0; i < kTileSlots; ++i) {
       ptx::mbarrier_init(bar_tile_full + i, 1);

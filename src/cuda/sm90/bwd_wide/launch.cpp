@@ -112,8 +112,8 @@ class WideBackwardExecutable final : public DeviceExecutable {
       return;
     }
     if (!uniform_lengths(problem())) {
-      copy_table(key_table_, key_sequences_.in(workspace), stream);
-      copy_table(query_table_, query_sequences_.in(workspace), stream);
+      write_table(device(), key_sequences_.in(workspace), key_table_, stream);
+      write_table(device(), query_sequences_.in(workspace), query_table_, stream);
     }
     statistics_.run(tensors, batch_of(problem(), key_sequences_.in(workspace)), nullptr, 0, workspace, stream);
     run_keys(tensors, workspace, stream);
@@ -171,11 +171,6 @@ class WideBackwardExecutable final : public DeviceExecutable {
     return static_cast<std::int32_t>(tiles);
   }
 
-  void copy_table(const SequenceTable& table, SequenceEntry* g_target, void* stream) const {
-    write_table(device(), g_target, table.entries.data(),
-                static_cast<std::int64_t>(table.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)), stream);
-  }
-
   void run_keys(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
     BackwardParams params{};
     params.q = tensor_map(tensors.q, keys_.tile_q);
@@ -197,7 +192,11 @@ class WideBackwardExecutable final : public DeviceExecutable {
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
     params.scale = problem().softmax_scale();
     params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
-    keys_kernel_.launch({blocks(key_order_.tiles), BackwardKeysConfig::kThreads, keys_.shared_bytes()}, params, stream);
+    keys_kernel_.launch({.blocks = blocks(key_order_.tiles),
+                         .threads = BackwardKeysConfig::kThreads,
+                         .shared_bytes = keys_.shared_bytes(),
+                         .early = true},
+                        params, stream);
   }
 
   void run_queries(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
@@ -218,7 +217,10 @@ class WideBackwardExecutable final : public DeviceExecutable {
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
     params.scale = problem().softmax_scale();
     params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
-    queries_kernel_.launch({blocks(query_order_.tiles), BackwardQueriesConfig::kThreads, queries_.shared_bytes()},
+    queries_kernel_.launch({.blocks = blocks(query_order_.tiles),
+                            .threads = BackwardQueriesConfig::kThreads,
+                            .shared_bytes = queries_.shared_bytes(),
+                            .early = true},
                            params, stream);
   }
 

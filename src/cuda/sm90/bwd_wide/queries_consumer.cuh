@@ -159,8 +159,8 @@ class BackwardQueriesConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_rows + k / 4 * 64 * 128 + k % 4 * 32);
-      const std::uint64_t b = ptx::depth_major(s_columns + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      const std::uint64_t a = ptx::depth_major(s_rows, k / 4 * 64 * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_columns, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
       if (k == 0) {
         Product::ss_first(r_result, a, b);
       } else {
@@ -176,7 +176,7 @@ class BackwardQueriesConsumer {
 #pragma unroll
     for (int k = 0; k < kConfig.tile_k / 16; ++k) {
       ptx::Wgmma<kConfig.head_dim, Element>::rs(
-          r_dq_, r_packed_ + 4 * k, ptx::width_major(s_keys + k * 2048, kConfig.tile_k * 128), accumulate_ || k > 0);
+          r_dq_, r_packed_ + 4 * k, ptx::width_major(s_keys, kConfig.tile_k * 128, k * 2048), accumulate_ || k > 0);
     }
     ptx::wgmma_commit();
     accumulate_ = true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/bwd_wide/queries_shared.cuh"
 #include "cuda/sm90/fwd/producer.cuh"
 
@@ -42,6 +43,7 @@ class BackwardQueriesLoader {
       parity_ ^= 1;
       tile = next;
     }
+    ptx::wait_for_last_grid();  // this kernel must not end before the one for dK and dV
   }
 
  private:

@@ -31,6 +31,87 @@ class ForwardConsumer {
       pass_turn();  // to the first warpgroup
     }
     read_tile();
+    if constexpr (kFeatures != 0) {
+      for (; work_.valid != 0; read_tile()) {
+        walk_compactly();
+      }
+      ptx::bulk_wait_read<0>();
+    } else {
+      walk();
+    }
+    if (warpgroup_ == 0) {
+      await_turn();  // the last one is not taken: a barrier may not be left half full
+    }
+  }
+
+ private:
+  using QueryPosition = tile::RingPosition<kConfig.query_slots()>;
+  static constexpr int kScores = kConfig.tile_k / 2;
+  static constexpr int kOutputs = kConfig.head_dim / 2;
+  // Two warpgroups under a band do not have the same work and are faster without turns, up to head dim 128; elsewhere turns are
+  // worth up to 8 %. Dropout's random numbers are held in front of the turn's barrier.
+  static constexpr bool kUnequal =
+      (kMask == MaskKind::causal || kMask == MaskKind::window) && kConfig.warpgroups == 2 && kConfig.head_dim <= 128;
+  static constexpr bool kTakesTurns = !kUnequal || Features<kFeatures>::kDropout;
+  static constexpr int kTurnBarrier = 1;
+  static constexpr int kRowBarrier = 4;
+  static constexpr int kTwinBarriers = 8;
+
+  // A tile of queries in the code of one step, for kernels that are compiled when they are first used: that takes half as long
+  // as the three to five copies of a step below. Tiles do not overlap each other's ends.
+  TESSERA_DEVICE void walk_compactly() {
+    start_rows();
+    softmax_.reset();
+    const QueryPosition queries = own_queries();
+    ptx::mbarrier_wait(shared_.bar_query_full + queries.slot, queries.parity);
+    for (int j = work_.end - 1; j >= work_.begin; --j) {
+      const bool first = j == work_.end - 1;
+      if constexpr (kMask == MaskKind::listed) {
+        await_visit();
+      }
+      score_.draw(work_, key_tile(j));
+      ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+      await_turn();
+      issue_scores();
+      if (first) {
+        ptx::wgmma_commit();
+      } else {
+        issue_output();
+        accumulate_ = true;
+      }
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      ptx::pin(r_scores_);
+      release_keys();
+      if (is_masked(j)) {
+        score_.template transform<true>(r_scores_, work_, key_tile(j));
+        hide(j);
+      } else {
+        score_.template transform<false>(r_scores_, work_, key_tile(j));
+      }
+      softmax_.template update<false>(r_scores_, score_.factor_log2());
+      ptx::wgmma_wait<0>();
+      ptx::pin(r_output_);
+      if (first) {
+        accumulate_ = false;
+        clear_hidden_values();
+      } else {
+        release_values();
+      }
+      softmax_.rescale_output(r_output_);
+      tile::round_to<Element>(r_weights_, r_scores_);
+      score_.drop(r_weights_);
+    }
+    issue_output();
+    finish_output();
+    write_output(work_);
+  }
+
+  TESSERA_DEVICE bool is_masked(int j) const {
+    return kMask == MaskKind::listed ? visit_.bits != kAllAttend : j >= first_masked_ || j < last_unmasked_;
+  }
+
+  TESSERA_DEVICE void walk() {
     if (work_.valid != 0) {
       start_tile();
       await_turn();
@@ -44,17 +125,7 @@ class ForwardConsumer {
       }
       ptx::bulk_wait_read<0>();
     }
-    if (warpgroup_ == 0) {
-      await_turn();  // the last one is not taken: a barrier may not be left half full
-    }
   }
-
- private:
-  static constexpr int kScores = kConfig.tile_k / 2;
-  static constexpr int kOutputs = kConfig.head_dim / 2;
-  static constexpr int kTurnBarrier = 1;
-  static constexpr int kRowBarrier = 4;
-  static constexpr int kTwinBarriers = 8;
 
   // The rest of a query tile, and the first weights of the next one. False when there is none.
   TESSERA_DEVICE bool walk_tile() {
@@ -89,7 +160,7 @@ class ForwardConsumer {
   // One key tile: its scores and weights, and the output of the weights before it.
   template <bool kMasked>
   TESSERA_DEVICE void step(int j) {
-    score_.draw(work_, j);
+    score_.draw(work_, key_tile(j));
     ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
     await_turn();
     issue_scores();
@@ -99,12 +170,14 @@ class ForwardConsumer {
     ptx::wgmma_wait<1>();
     ptx::pin(r_scores_);
     release_keys();
-    score_.transform(r_scores_, work_, j);
+    // The products are issued when they are nearly done: there is nothing to gain from waiting later, and the values' room is
+    // free sooner.
+    finish_output();
+    score_.template transform<kMasked>(r_scores_, work_, key_tile(j));
     if constexpr (kMasked) {
       hide(j);
     }
     softmax_.template update<false>(r_scores_, score_.factor_log2());
-    finish_output();
     softmax_.rescale_output(r_output_);
     tile::round_to<Element>(r_weights_, r_scores_);
     score_.drop(r_weights_);
@@ -134,8 +207,7 @@ class ForwardConsumer {
     return true;
   }
 
-  // The next tile of queries, once its queries and its first keys are there.
-  TESSERA_DEVICE void start_tile() {
+  TESSERA_DEVICE void start_rows() {
     const int first_row = work_.first_query + warpgroup_ * 64;
     const int last_row = first_row + 63;
     first_masked_ =
@@ -144,11 +216,20 @@ class ForwardConsumer {
                          ? max(work_.begin, tile::ceil_div(max(0, last_row + work_.lower), kConfig.tile_k))
                          : work_.begin;
     score_.start_tile(work_);
-    score_.draw(work_, work_.end - 1);
-    ptx::mbarrier_wait(shared_.bar_query_full + query_.slot, query_.parity);
+  }
+
+  // The next tile of queries, once its queries and its first keys are there.
+  TESSERA_DEVICE void start_tile() {
+    start_rows();
+    if constexpr (kMask != MaskKind::listed) {
+      score_.draw(work_, key_tile(work_.end - 1));
+    }
+    const QueryPosition queries = own_queries();
+    ptx::mbarrier_wait(shared_.bar_query_full + queries.slot, queries.parity);
     ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
     if constexpr (kMask == MaskKind::listed) {
       await_visit();
+      score_.draw(work_, key_tile(work_.end - 1));
     }
   }
 
@@ -156,12 +237,21 @@ class ForwardConsumer {
   TESSERA_DEVICE void await_visit() {
     ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
     visit_ = shared_.visits[key_.slot];
+    ptx::mbarrier_arrive(shared_.bar_key_empty + key_.slot);  // see Shared::key_arrivals()
     bits_.load(params_.listed.bits, visit_.bits, kConfig.tile_q(), warpgroup_ * 64 + tile::fragment_row());
+  }
+
+  // Of visit j. What holds nothing stands for the first one.
+  TESSERA_DEVICE int key_tile(int j) const {
+    if constexpr (kMask == MaskKind::listed) {
+      return visit_.bits == kNoneAttend ? 0 : visit_.tile;
+    }
+    return j;
   }
 
   TESSERA_DEVICE void first_weights() {
     const int j = work_.end - 1;
-    score_.transform(r_scores_, work_, j);
+    score_.template transform<true>(r_scores_, work_, key_tile(j));
     if (kMask == MaskKind::listed ? visit_.bits != kAllAttend : kMask != MaskKind::dense || j >= first_masked_) {
       hide(j);
     }
@@ -213,13 +303,13 @@ class ForwardConsumer {
   TESSERA_DEVICE void issue_scores() {
     using Product = ptx::Wgmma<kConfig.tile_k, Element>;
     const std::uint32_t s_queries =
-        ptx::fresh(ptx::shared_address(shared_.queries) + query_.slot * kConfig.query_bytes() + warpgroup_ * 64 * 128);
+        ptx::fresh(ptx::shared_address(shared_.queries) + own_queries().slot * kConfig.query_bytes());
     const std::uint32_t s_keys = ptx::fresh(ptx::shared_address(shared_.keys) + key_.slot * kConfig.key_bytes());
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_queries + k / 4 * kConfig.tile_q() * 128 + k % 4 * 32);
-      const std::uint64_t b = ptx::depth_major(s_keys + k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
+      const std::uint64_t a = ptx::depth_major(s_queries, k / 4 * 64 * 128 + k % 4 * 32);
+      const std::uint64_t b = ptx::depth_major(s_keys, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
       if (k == 0) {
         Product::ss_first(r_scores_, a, b);
       } else {
@@ -237,15 +327,30 @@ class ForwardConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.tile_k / 16; ++k) {
-      Product::rs(r_output_, r_weights_ + 4 * k, ptx::width_major(s_values + k * 2048, kConfig.tile_k * 128),
+      Product::rs(r_output_, r_weights_ + 4 * k, ptx::width_major(s_values, kConfig.tile_k * 128, k * 2048),
                   accumulate_ || k > 0);
     }
     ptx::wgmma_commit();
   }
 
+  // Where this warpgroup's queries are.
+  TESSERA_DEVICE QueryPosition own_queries() const {
+    QueryPosition own = query_;
+    if constexpr (kConfig.query_slots() % kConfig.warpgroups == 0) {
+      own.slot += warpgroup_;
+    } else {
+      own.advance(warpgroup_);
+    }
+    return own;
+  }
+
   TESSERA_DEVICE void finish_output() {
     ptx::wgmma_wait<0>();
     ptx::pin(r_output_);
+    release_values();
+  }
+
+  TESSERA_DEVICE void release_values() {
     release(shared_.bar_value_empty + value_.slot);
     value_.advance();
   }
@@ -262,9 +367,9 @@ class ForwardConsumer {
     key_.advance();
     if (--keys_left_ == 0) {
       if (leader_) {
-        ptx::mbarrier_arrive(shared_.bar_query_empty + query_.slot);
+        ptx::mbarrier_arrive(shared_.bar_query_empty + own_queries().slot);
       }
-      query_.advance();
+      query_.advance(kConfig.warpgroups);
     }
   }
 
@@ -284,21 +389,12 @@ class ForwardConsumer {
     const int first_row = done.first_query + warpgroup_ * 64 + tile::fragment_row();
     const std::int64_t token = done.query_row + first_row;
     float factor[2];
-    bool stored[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float share = score_.finish_row(softmax_.maximum[r], softmax_.sum[r], done.head);
-      const bool empty = softmax_.sum[r] == 0.0F;
-      stored[r] = first_row + 8 * r < done.queries;
-      factor[r] = empty ? 0.0F : __frcp_rn(softmax_.sum[r]) * share;
-      if (stored[r] && params_.lse != nullptr && threadIdx.x % 4 == 0) {
-        constexpr float kLn2 = 0.693147180559945309F;
-        const float log2_sum = __log2f(softmax_.sum[r]);
-        params_.lse[done.batch * params_.lse_strides.batch + done.head * params_.lse_strides.head +
-                    (token + 8 * r) * params_.lse_strides.token] =
-            empty ? -__builtin_huge_valf() : fmaf(softmax_.maximum[r], score_.factor_log2(), log2_sum) * kLn2;
-      }
+      factor[r] = softmax_.sum[r] == 0.0F ? 0.0F : ptx::reciprocal(softmax_.sum[r]) * share;
     }
+    const bool stored[2] = {first_row < done.queries, first_row + 8 < done.queries};
     if (kConfig.stages_output() &&
         (params_.batch.ragged == 0 || first_row - tile::fragment_row() + 64 <= done.queries)) {
       store_through_shared(done, factor);
@@ -308,11 +404,29 @@ class ForwardConsumer {
       std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * params_.out_strides.token};
       tile::store_rows<Element>(r_output_, factor, g_rows, stored, params_.dim_v);
     }
+    // After O: the fence in front of the copy engine would wait for these writes to memory.
+    if (params_.lse != nullptr && threadIdx.x % 4 == 0) {
+      write_statistics(done, token, stored);
+    }
+  }
+
+  TESSERA_DEVICE void write_statistics(const ForwardTile& done, std::int64_t token, const bool (&stored)[2]) const {
+    constexpr float kLn2 = 0.693147180559945309F;
+    float* const g_row = params_.lse + done.batch * params_.lse_strides.batch + done.head * params_.lse_strides.head +
+                         token * params_.lse_strides.token;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (stored[r]) {
+        g_row[8 * r * params_.lse_strides.token] =
+            softmax_.sum[r] == 0.0F ? -__builtin_huge_valf()
+                                    : fmaf(softmax_.maximum[r], score_.factor_log2(), __log2f(softmax_.sum[r])) * kLn2;
+      }
+    }
   }
 
   // By the copy engine, which leaves out the rows behind the tensor's end but not those of the next ragged sequence.
   TESSERA_DEVICE void store_through_shared(const ForwardTile& done, const float (&factor)[2]) const {
-    std::uint8_t* const s_rows = shared_.output + warpgroup_ * 64 * kConfig.row_bytes();
+    std::uint8_t* const s_rows = shared_.output + warpgroup_ * kConfig.query_bytes();
     if (leader_) {
       ptx::bulk_wait_read<0>();
     }
@@ -333,10 +447,16 @@ class ForwardConsumer {
   TESSERA_DEVICE int turn_barrier(int warpgroup) const { return kTurnBarrier + warpgroup + of_twin(); }
   TESSERA_DEVICE int row_barrier() const { return kRowBarrier + warpgroup_ + of_twin(); }
   TESSERA_DEVICE int of_twin() const { return kConfig.twins() > 1 ? kTwinBarriers * twin_ : 0; }
-  TESSERA_DEVICE void await_turn() const { ptx::named_barrier_sync(turn_barrier(warpgroup_) + score_.drawn(), 256); }
+  TESSERA_DEVICE void await_turn() const {
+    if constexpr (kTakesTurns) {
+      ptx::named_barrier_sync(turn_barrier(warpgroup_) + score_.drawn(), 256);
+    }
+  }
   TESSERA_DEVICE void pass_turn() const {
-    const int next = warpgroup_ + 1 == kConfig.warpgroups ? 0 : warpgroup_ + 1;
-    ptx::named_barrier_arrive(turn_barrier(next), 256);
+    if constexpr (kTakesTurns) {
+      const int next = warpgroup_ + 1 == kConfig.warpgroups ? 0 : warpgroup_ + 1;
+      ptx::named_barrier_arrive(turn_barrier(next), 256);
+    }
   }
 
   const ForwardParams& params_;
@@ -351,7 +471,7 @@ class ForwardConsumer {
   ListedVisit visit_{};    // of the next stage, under a listed mask
   int keys_left_ = 0;      // key tiles of this query tile whose scores are to come
   bool accumulate_ = false;
-  tile::RingPosition<kConfig.query_buffers()> query_;
+  QueryPosition query_;  // of the first warpgroup, the same in all threads, which keeps it out of their registers
   tile::RingPosition<kConfig.stages> key_, value_;
   tile::RingPosition<ForwardConfig::kTileSlots> tile_;
 

@@ -2,32 +2,56 @@
 // FlashAttention-2 (Dao 2023), Algorithm 1, with the split of roles and the overlap of FlashAttention-3 (Shah et al. 2024).
 #pragma once
 
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/fwd/consumer.cuh"
 #include "cuda/sm90/fwd/producer.cuh"
 
 namespace tessera::sm90 {
 
+// What blocks do while the kernel in front ends. It may still write what they read, and read what they write: every thread that
+// touches tensors waits for its end.
+template <MaskKind kMask, ForwardConfig kConfig>
+TESSERA_DEVICE void get_ready(const ForwardParams& params, const ForwardShared<kConfig>& shared, bool first_thread) {
+  ptx::let_next_grid_start();
+  if (first_thread) {
+    shared.init_barriers(kMask);
+    ptx::prefetch_map(params.q);
+    ptx::prefetch_map(params.k);
+    ptx::prefetch_map(params.v);
+    ptx::prefetch_map(params.out_map);
+  }
+  __syncthreads();
+}
+
+// The two threads of the producer that work, `thread` 0 and 32 of those of a twin.
+template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
+TESSERA_DEVICE void produce(const ForwardParams& params, const ForwardShared<kConfig>& shared, int thread, int twin) {
+  if (thread == 0) {
+    ptx::wait_for_last_grid();
+    KeyLoader<kConfig, kMask>(params, shared).run();
+  } else if (thread == 32) {
+    if (params.batch.sequences != nullptr) {
+      ptx::wait_for_last_grid();
+    }
+    schedule<kConfig, kMask, kFeatures>(params, shared, twin, QueryLoader<kConfig>(shared));
+  }
+}
+
 // Two of the kernels below in one block. They share nothing.
 template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void forward_twins(const ForwardParams& params) {
   static_assert(kConfig.twins() == 2 && kConfig.warpgroups == 2);
-  extern __shared__ std::uint8_t s_raw[];
+  extern __shared__ __align__(ForwardConfig::kSharedAlignment) std::uint8_t s_raw[];
   const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
   const int twin = warp < 4 ? warp / 2 : (warp - 4) / 8;
   const ForwardShared<kConfig> shared(s_raw + twin * kConfig.shared_bytes());
-  if (threadIdx.x == 0 || threadIdx.x == 64) {
-    shared.init_barriers();
-  }
-  __syncthreads();
+  get_ready<kMask>(params, shared, threadIdx.x == 0 || threadIdx.x == 64);
   if (warp < 4) {
     ptx::lower_registers<kConfig.producer_registers()>();
-    if (threadIdx.x % 64 == 0) {
-      ForwardLoader<kConfig, kMask>(params, shared).run();
-    } else if (threadIdx.x % 64 == 32) {
-      schedule<kConfig, kMask, kFeatures>(params, shared, twin);
-    }
+    produce<kConfig, kMask, kFeatures>(params, shared, static_cast<int>(threadIdx.x) % 64, twin);
   } else {
     ptx::raise_registers<kConfig.consumer_registers()>();
+    ptx::wait_for_last_grid();
     ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, (warp - 4) / 4 % 2, twin).run();
   }
 }
@@ -38,22 +62,16 @@ TESSERA_DEVICE void forward(const ForwardParams& params) {
     forward_twins<kConfig, kMask, Element, kFeatures>(params);
     return;
   }
-  extern __shared__ std::uint8_t s_raw[];
+  extern __shared__ __align__(ForwardConfig::kSharedAlignment) std::uint8_t s_raw[];
   const ForwardShared<kConfig> shared(s_raw);
-  if (threadIdx.x == 0) {
-    shared.init_barriers();
-  }
-  __syncthreads();
+  get_ready<kMask>(params, shared, threadIdx.x == 0);
   const int warpgroup = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {
     ptx::lower_registers<kConfig.producer_registers()>();
-    if (threadIdx.x == 0) {
-      ForwardLoader<kConfig, kMask>(params, shared).run();
-    } else if (threadIdx.x == 32) {
-      schedule<kConfig, kMask, kFeatures>(params, shared, 0);
-    }
+    produce<kConfig, kMask, kFeatures>(params, shared, static_cast<int>(threadIdx.x), 0);
   } else {
     ptx::raise_registers<kConfig.consumer_registers()>();
+    ptx::wait_for_last_grid();
     ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1, 0).run();
   }
 }

@@ -60,11 +60,16 @@ void set_tanh_series(ForwardParams& params) {
 // Keys that a query sees from which a configuration is faster than the one before it: more queries a tile, and more keys,
 // share what is loaded among more products but start and end more slowly. Measured in NOTES.md.
 constexpr std::int64_t fastest_from(const ForwardConfig& config) {
-  return config.warpgroups > 2 ? 1024 : config.tile_k > 128 ? 8192 : config.tile_k > 64 ? 384 : 0;
+  return config.warpgroups > 2 ? 1536 : config.tile_k > 128 ? 8192 : config.tile_k > 64 ? 384 : 0;
 }
 
 // A thread's 16 keys of a Philox block lie in one tile of keys.
 constexpr bool takes_dropout(const ForwardConfig& config) { return config.tile_k % 64 == 0; }
+
+// Twins have no registers to spare for a score program; under a listed mask there is nothing else.
+bool takes_programs(const ForwardConfig& config, const Problem& problem) {
+  return config.twins() == 1 || needs_lists(problem.mask) || score_features(problem) == 0;
+}
 
 // Of the smallest head dim that holds the problem's, the configuration that is fastest, those of the build before those that
 // would be compiled; null when there is none.
@@ -76,7 +81,7 @@ const ForwardConfig* choose_config(const Problem& problem) {
   const auto configs = needs_lists(problem.mask) ? std::span<const ForwardConfig>(kListedConfigs) : kConfigs;
   for (const ForwardConfig& config : configs) {
     const bool fits = config.head_dim >= dim && (best == nullptr || config.head_dim == best->head_dim) &&
-                      (problem.dropout.threshold() == 0 || takes_dropout(config));
+                      (problem.dropout.threshold() == 0 || takes_dropout(config)) && takes_programs(config, problem);
     const KernelImage image = image_of(config, problem);
     if (!fits || Kernel::missing(image)) {
       continue;
@@ -91,12 +96,25 @@ const ForwardConfig* choose_config(const Problem& problem) {
   return best;
 }
 
+// The same, but two warpgroups where a function needs more registers than three leave it.
+const ForwardConfig& choose_fitting_config(const Problem& problem, int device) {
+  const ForwardConfig& best = *choose_config(problem);
+  if (!problem.score_function || best.warpgroups == 2 ||
+      Kernel::load(device, image_of(best, problem)).spill_bytes() == 0) {
+    return best;
+  }
+  const auto* const found = std::find_if(kConfigs.begin(), kConfigs.end(), [&](const ForwardConfig& config) {
+    return config.head_dim == best.head_dim && config.warpgroups == 2;
+  });
+  return found == kConfigs.end() ? best : *found;
+}
+
 class ForwardExecutable final : public DeviceExecutable {
  public:
   ForwardExecutable(const Problem& problem, const PlanOptions& options)
       : DeviceExecutable(problem, options),
         properties_(cuda_device(options.device.index)),
-        config_(*choose_config(problem)),
+        config_(choose_fitting_config(problem, options.device.index)),
         image_(image_of(config_, problem)),
         kernel_(Kernel::load(device(), image_)) {
     plan_tiles();
@@ -143,7 +161,7 @@ class ForwardExecutable final : public DeviceExecutable {
       return;
     }
     ForwardParams params{};
-    params.q = tensor_map(tensors.q, config_.tile_q());
+    params.q = tensor_map(tensors.q, 64);
     params.k = tensor_map(tensors.k, config_.tile_k);
     params.v = tensor_map(tensors.v, config_.tile_k);
     params.out_map = tensor_map(tensors.out, 64);
@@ -156,19 +174,17 @@ class ForwardExecutable final : public DeviceExecutable {
     params.order = order_;
     if (schedule_) {
       params.listed = schedule_->view();
-      params.listed_order = static_cast<const std::int32_t*>(order_memory_.data());
+      params.order.dealt = static_cast<const std::int32_t*>(order_memory_.data());
     }
     const float scale = problem().softmax_scale();
     const float softcap = problem().softcap;
     params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : scale) * std::numbers::log2e);
     params.score_scale = softcap != 0 ? scale / softcap : 1.0F;
     set_tanh_series(params);
-    params.score = score_params(problem(), tensors.score, device());
+    params.score = score_params_of(tensors.score);
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
     if (params.batch.sequences != nullptr) {
-      write_table(device(), sequences_.in(workspace), table_.entries.data(),
-                  static_cast<std::int64_t>(table_.entries.size() * sizeof(SequenceEntry) / sizeof(std::int32_t)),
-                  stream);
+      write_table(device(), sequences_.in(workspace), table_, stream);
     }
     if (dynamic_) {
       params.order.counter = counter_.in(workspace);
@@ -176,7 +192,11 @@ class ForwardExecutable final : public DeviceExecutable {
                                       static_cast<CUstream>(stream)),
             "cuMemsetD8Async");
     }
-    kernel_.launch({blocks(), config_.threads(), config_.twins() * config_.shared_bytes()}, params, stream);
+    kernel_.launch({.blocks = blocks(),
+                    .threads = config_.threads(),
+                    .shared_bytes = config_.twins() * config_.shared_bytes(),
+                    .early = true},
+                   params, stream);
   }
 
  private:

@@ -1,7 +1,9 @@
-// The producer warpgroup of the forward kernel: a thread that hands out tiles and one that loads them.
+// The producer warpgroup of the forward kernel: a thread that hands out tiles and loads queries, and one that loads keys
+// and values.
 #pragma once
 
 #include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/fwd/shared.cuh"
 #include "cuda/tile/listed.cuh"
 #include "cuda/tile/work.cuh"
@@ -44,6 +46,7 @@ TESSERA_DEVICE void decode_tile(const Params& params, int index, ForwardTile& s_
   s_tile.valid = kFeatures == 0 ? 1 : owner + 1;
   s_tile.batch = sequence.batch;
   s_tile.head = head;
+  s_tile.key_head = head / batch.group_size;
   s_tile.query_row = sequence.query_row;
   s_tile.key_row = sequence.key_row;
   s_tile.first_query = first_query;
@@ -70,41 +73,43 @@ TESSERA_DEVICE void decode_tile(const Params& params, int index, ForwardTile& s_
   }
 }
 
-// The first keys and values of a tile of queries, to the L2 cache.
-template <ForwardConfig kConfig, class Params>
-TESSERA_DEVICE void prefetch_keys(const Params& params, const ForwardTile& work) {
-  const int row = work.key_row + (work.end - 1) * kConfig.tile_k;
-  const int head = work.head / params.batch.group_size;
+// Asks for the first keys and values of a tile of queries, to the L2 cache.
+template <ForwardConfig kConfig>
+struct KeyPrefetcher {
+  template <class Params>
+  TESSERA_DEVICE void operator()(const Params& params, const ForwardTile& work) const {
+    const int row = work.key_row + (work.end - 1) * kConfig.tile_k;
 #pragma unroll
-  for (int x = 0; x < kConfig.sub_tiles(); ++x) {
-    ptx::prefetch_box(params.k, x * ForwardConfig::kSubTileColumns, row, head, work.batch);
-    ptx::prefetch_box(params.v, x * ForwardConfig::kSubTileColumns, row, head, work.batch);
+    for (int x = 0; x < kConfig.sub_tiles(); ++x) {
+      ptx::prefetch_box(params.k, x * ForwardConfig::kSubTileColumns, row, work.key_head, work.batch);
+      ptx::prefetch_box(params.v, x * ForwardConfig::kSubTileColumns, row, work.key_head, work.batch);
+    }
   }
-}
+};
 
-// One thread that hands out tiles. It is not the one that loads, which would stand still for as long as the counter takes.
-template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures, class Params, class Shared>
-TESSERA_DEVICE void schedule(const Params& params, const Shared& shared, int twin) {
+// One thread that hands out tiles, and has something to do with each. It is not the one that loads keys, which would stand still
+// for as long as the counter takes.
+template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures, class Params, class Shared,
+          class Action = KeyPrefetcher<kConfig>>
+TESSERA_DEVICE void schedule(const Params& params, const Shared& shared, int twin, Action action = {}) {
   tile::RingPosition<ForwardConfig::kTileSlots> slot;
   const TileOrder& order = params.order;
   const int stride = static_cast<int>(gridDim.x) * kConfig.twins();
   int index = static_cast<int>(blockIdx.x) + (kConfig.twins() > 1 ? twin * static_cast<int>(gridDim.x) : 0);
   for (int round = 0; index < order.tiles; ++round) {
-    int number = index;
-    if constexpr (kMask == MaskKind::listed) {
-      number = params.listed_order[index];
-      if (number < 0) {  // dealt tiles come to an end in the last rounds
-        break;
-      }
+    const int number = order.dealt != nullptr ? order.dealt[index] : index;
+    if (number < 0) {  // dealt tiles come to an end in the last rounds
+      break;
     }
     ptx::mbarrier_wait(shared.bar_tile_empty + slot.slot, slot.parity ^ 1);
+    const ForwardTile& work = shared.tiles[slot.slot];
     decode_tile<kConfig, kMask, kFeatures>(params, number, shared.tiles[slot.slot]);
     ptx::mbarrier_arrive(shared.bar_tile_full + slot.slot);
-    if constexpr (kMask != MaskKind::listed) {
-      prefetch_keys<kConfig>(params, shared.tiles[slot.slot]);
-    }
+    action(params, work);
     slot.advance();
-    ptx::mbarrier_wait(shared.bar_claim, round & 1);
+    if (order.dealt == nullptr) {
+      ptx::mbarrier_wait(shared.bar_claim, round & 1);
+    }
     index = stride + (order.counter != nullptr ? atomicAdd(order.counter, 1) : index);
   }
   ptx::mbarrier_wait(shared.bar_tile_empty + slot.slot, slot.parity ^ 1);
@@ -112,109 +117,111 @@ TESSERA_DEVICE void schedule(const Params& params, const Shared& shared, int twi
   ptx::mbarrier_arrive(shared.bar_tile_full + slot.slot);
 }
 
-// One thread that keeps the copy engine busy. The queries of a tile are loaded before the last keys of the one before it, so
-// that they are there in time although they come from memory and not, like most keys, from the L2 cache.
-template <ForwardConfig kConfig, MaskKind kMask>
-class ForwardLoader {
+// Loads the queries of each tile, 64 of a warpgroup as soon as there is room, so that they are there in time although they come
+// from memory and not, like most keys, from the L2 cache. Asking the L2 cache for the tile's keys ahead of time only delays what
+// others wait for: short sequences lost up to a tenth by it.
+template <ForwardConfig kConfig>
+class QueryLoader {
  public:
-  TESSERA_DEVICE ForwardLoader(const ForwardParams& params, const ForwardShared<kConfig>& shared)
-      : params_(params), shared_(shared) {}
+  TESSERA_DEVICE explicit QueryLoader(const ForwardShared<kConfig>& shared) : shared_(shared) {}
 
-  TESSERA_DEVICE void run() {
-    Keys keys = next_tile();
-    while (keys.count > 0) {
-      Keys next{};
-      for (int i = 0; i < keys.count; ++i) {
-        if (i == max(keys.count - kClaimedAhead, 0)) {
-          ptx::mbarrier_arrive(shared_.bar_claim);
-        }
-        const int row = kMask == MaskKind::listed ? announce(keys, i) : keys.last_row - i * kConfig.tile_k;
-        load(params_.k, shared_.keys, shared_.bar_key_full, shared_.bar_key_empty, row, keys);
-        load(params_.v, shared_.values, shared_.bar_value_full, shared_.bar_value_empty, row, keys);
-        stage_.advance();
-        if (i == max(keys.count - kQueriesAhead, 0)) {
-          next = next_tile();
-        }
+  TESSERA_DEVICE void operator()(const ForwardParams& params, const ForwardTile& work) {
+    ptx::wait_for_last_grid();
+#pragma unroll
+    for (int w = 0; w < kConfig.warpgroups; ++w) {
+      std::uint64_t* bar_full = shared_.bar_query_full + slot_.slot;
+      ptx::mbarrier_wait(shared_.bar_query_empty + slot_.slot, slot_.parity ^ 1);
+      ptx::mbarrier_arrive_expect(bar_full, kConfig.query_bytes());
+#pragma unroll
+      for (int x = 0; x < kConfig.sub_tiles(); ++x) {
+        ptx::copy_box(shared_.queries + slot_.slot * kConfig.query_bytes() + x * 64 * 128, params.q, bar_full,
+                      x * ForwardConfig::kSubTileColumns, work.query_row + work.first_query + w * 64, work.head,
+                      work.batch);
       }
-      keys = next;
+      slot_.advance();
     }
   }
 
  private:
-  static constexpr int kColumns = ForwardConfig::kSubTileColumns;
-  // Key tiles before the end of a tile of queries at which the next one is taken, late enough for the counter to balance the
-  // blocks; and at which its queries are loaded. With one buffer the queries wait for the last scores, and go last.
-  static constexpr int kClaimedAhead = 4;
-  static constexpr int kQueriesAhead = kConfig.query_buffers() > 1 ? 2 : 1;
+  const ForwardShared<kConfig>& shared_;
+  tile::RingPosition<kConfig.query_slots()> slot_;
+};
 
-  // The key tiles of a tile of queries: `count` of them, downwards from the one that begins at row `last_row`; under a listed
-  // mask from visit `last_visit`.
-  struct Keys {
-    int count, last_row, head, batch;
-    int key_row, last_visit;
-  };
+// One thread that loads keys and values. Keys go a tile ahead of values: the scores of a tile of keys are computed with the
+// output of the one before it, so that room for keys is free a step earlier, and they are needed before the values.
+template <ForwardConfig kConfig, MaskKind kMask>
+class KeyLoader {
+ public:
+  TESSERA_DEVICE KeyLoader(const ForwardParams& params, const ForwardShared<kConfig>& shared)
+      : params_(params), shared_(shared) {}
 
-  // Under a listed mask: tells the consumers what the next stage will hold, which is key tile i of those to visit, and returns
-  // its first row. Sixteen visits are a line of the L1 cache: reading the next one ahead of time only cost registers.
-  TESSERA_DEVICE int announce(const Keys& keys, int i) const {
-    const ListedVisit visit = tile::listed_visit(params_.listed.rows, keys.last_visit - i);
-    ptx::mbarrier_wait(shared_.bar_key_empty + stage_.slot, stage_.parity ^ 1);
-    shared_.visits[stage_.slot] = visit;
-    return tile::listed_first_row<kConfig.tile_k>(visit, keys.key_row);
+  TESSERA_DEVICE void run() {
+    for (;; tile_.advance()) {
+      ptx::mbarrier_wait(shared_.bar_tile_full + tile_.slot, tile_.parity);
+      const ForwardTile& work = shared_.tiles[tile_.slot];
+      if (work.valid == 0) {
+        break;
+      }
+      for (int j = work.end - 1; j >= work.begin; --j) {
+        if (j == min(work.end, work.begin + kClaimedAhead) - 1) {
+          ptx::mbarrier_arrive(shared_.bar_claim);
+        }
+        const Box box{kMask == MaskKind::listed ? announce(work, j) : work.key_row + j * kConfig.tile_k, work.key_head,
+                      work.batch};
+        load(params_.k, shared_.keys, shared_.bar_key_full, shared_.bar_key_empty, stage_, box);
+        load_values();
+        values_ = box;
+        stage_.advance();
+      }
+      ptx::mbarrier_arrive(shared_.bar_tile_empty + tile_.slot);
+    }
+    load_values();
   }
 
-  // The next tile, none when there are no more, with its queries on the way.
-  TESSERA_DEVICE Keys next_tile() {
-    ptx::mbarrier_wait(shared_.bar_tile_full + slot_.slot, slot_.parity);
-    const ForwardTile& work = shared_.tiles[slot_.slot];
-    slot_.advance();
-    if (work.valid == 0) {
-      return {};
+ private:
+  // Key tiles before the end of a tile of queries at which the next one is claimed, late enough for the counter to balance the
+  // blocks.
+  static constexpr int kClaimedAhead = 4;
+
+  // A tile of K or V.
+  struct Box {
+    int row, head, batch;
+  };
+
+  // Under a listed mask: tells the consumers what the next stage will hold, which is visit `number`, and returns its first row.
+  // Sixteen visits are a line of the L1 cache: reading the next one ahead of time only cost registers.
+  TESSERA_DEVICE int announce(const ForwardTile& work, int number) const {
+    const ListedVisit visit = tile::listed_visit(params_.listed.rows, number);
+    ptx::mbarrier_wait(shared_.bar_key_empty + stage_.slot, stage_.parity ^ 1);
+    shared_.visits[stage_.slot] = visit;
+    return tile::listed_first_row<kConfig.tile_k>(visit, work.key_row);
+  }
+
+  // Those of the key tile before.
+  TESSERA_DEVICE void load_values() const {
+    if (values_.batch >= 0) {
+      load(params_.v, shared_.values, shared_.bar_value_full, shared_.bar_value_empty, stage_.before(1), values_);
     }
-    Keys keys{work.end - work.begin, work.key_row + (work.end - 1) * kConfig.tile_k,
-              work.head / params_.batch.group_size, work.batch};
-    if constexpr (kMask == MaskKind::listed) {
-      const ListedVisit first = tile::listed_visit(params_.listed.rows, work.end - 1);
-      keys.last_row = tile::listed_first_row<kConfig.tile_k>(first, work.key_row);
-      keys.key_row = work.key_row;
-      keys.last_visit = work.end - 1;
-    }
-    std::uint64_t* bar_full = shared_.bar_query_full + buffer_.slot;
-    ptx::mbarrier_wait(shared_.bar_query_empty + buffer_.slot, buffer_.parity ^ 1);
-    ptx::mbarrier_arrive_expect(bar_full, kConfig.query_bytes());
-#pragma unroll
-    for (int x = 0; x < kConfig.sub_tiles(); ++x) {
-      ptx::copy_box(shared_.queries + buffer_.slot * kConfig.query_bytes() + x * kConfig.tile_q() * 128, params_.q,
-                    bar_full, x * kColumns, work.query_row + work.first_query, work.head, work.batch);
-    }
-    buffer_.advance();
-    if constexpr (kMask == MaskKind::listed) {
-#pragma unroll
-      for (int x = 0; x < kConfig.sub_tiles(); ++x) {
-        ptx::prefetch_box(params_.k, x * kColumns, keys.last_row, keys.head, keys.batch);
-        ptx::prefetch_box(params_.v, x * kColumns, keys.last_row, keys.head, keys.batch);
-      }
-    }
-    return keys;
   }
 
   TESSERA_DEVICE void load(const TensorMap& map, std::uint8_t* s_stages, std::uint64_t* bar_full,
-                           std::uint64_t* bar_empty, int row, const Keys& keys) const {
-    ptx::mbarrier_wait(bar_empty + stage_.slot, stage_.parity ^ 1);
-    std::uint64_t* bar = bar_full + stage_.slot;
+                           std::uint64_t* bar_empty, const tile::RingPosition<kConfig.stages>& stage,
+                           const Box& box) const {
+    ptx::mbarrier_wait(bar_empty + stage.slot, stage.parity ^ 1);
+    std::uint64_t* bar = bar_full + stage.slot;
     ptx::mbarrier_arrive_expect(bar, kConfig.key_bytes());
 #pragma unroll
     for (int x = 0; x < kConfig.sub_tiles(); ++x) {
-      ptx::copy_box(s_stages + stage_.slot * kConfig.key_bytes() + x * kConfig.tile_k * 128, map, bar, x * kColumns,
-                    row, keys.head, keys.batch);
+      ptx::copy_box(s_stages + stage.slot * kConfig.key_bytes() + x * kConfig.tile_k * 128, map, bar,
+                    x * ForwardConfig::kSubTileColumns, box.row, box.head, box.batch);
     }
   }
 
   const ForwardParams& params_;
   const ForwardShared<kConfig>& shared_;
+  Box values_{0, 0, -1};  // to be loaded next
   tile::RingPosition<kConfig.stages> stage_;
-  tile::RingPosition<ForwardConfig::kTileSlots> slot_;
-  tile::RingPosition<kConfig.query_buffers()> buffer_;
+  tile::RingPosition<ForwardConfig::kTileSlots> tile_;
 };
 
 }  // namespace tessera::sm90

@@ -16,7 +16,7 @@ class ForwardScore : public Features<kFeatures> {
   TESSERA_DEVICE ForwardScore(const ForwardParams& params, int warpgroup) : params_(params), warpgroup_(warpgroup) {}
 
   // Of the scores that transform() leaves.
-  TESSERA_DEVICE float factor_log2() const { return Has::kAdds ? 1.0F : params_.scale_log2; }
+  TESSERA_DEVICE float factor_log2() const { return Has::kAdds ? 1.0F : logit_factor(); }
 
   TESSERA_DEVICE void start_tile(const ForwardTile& work) {
     if constexpr (Has::kAlibi) {
@@ -61,17 +61,22 @@ class ForwardScore : public Features<kFeatures> {
     return static_cast<int>(mixed);
   }
 
+  // `kMasked`: the tile may reach behind the last key.
+  template <bool kMasked>
   TESSERA_DEVICE void transform(float (&r_scores)[kScores], const ForwardTile& work, int key_tile) const {
     if constexpr (Has::kSoftcap) {
       cap(r_scores);
     }
     const int first_key = key_tile * kConfig.tile_k;
+    if constexpr (Has::kFunction) {
+      apply_function<kMasked>(r_scores, work, first_key);
+    }
     if constexpr (Has::kAlibi) {
       add_alibi(r_scores, work, first_key);
     } else if constexpr (Has::kBias) {
 #pragma unroll
       for (int i = 0; i < kScores; ++i) {
-        r_scores[i] *= params_.scale_log2;
+        r_scores[i] *= logit_factor();
       }
     }
     if constexpr (Has::kBias) {
@@ -124,6 +129,9 @@ class ForwardScore : public Features<kFeatures> {
   static constexpr int kGroup = 64;  // keys of a Philox block
   static constexpr int kGroups = kConfig.tile_k / kGroup;
 
+  // From what the softcap, the function or the product leaves to logits in powers of two.
+  TESSERA_DEVICE float logit_factor() const { return Has::kFunction ? kLog2e : params_.scale_log2; }
+
   TESSERA_DEVICE static int sequence(const ForwardTile& work) { return work.valid - 1; }
   TESSERA_DEVICE int first_row(const ForwardTile& work) const { return work.first_query + warpgroup_ * 64; }
   TESSERA_DEVICE int row(const ForwardTile& work) const { return first_row(work) + tile::fragment_row(); }
@@ -161,6 +169,27 @@ class ForwardScore : public Features<kFeatures> {
     }
   }
 
+  // Rows and keys behind the end have the last position: they are hidden or not stored.
+  template <bool kMasked>
+  TESSERA_DEVICE void apply_function(float (&r_scores)[kScores], const ForwardTile& work, int first_key) const {
+    const typename Has::Place place(params_.score.function, sequence(work), work.head);
+    const float scale = Has::function_scale(params_.score);
+    const int last_key = max(work.keys - 1, 0);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int query = min(row(work) + 8 * r, work.queries - 1);
+      const float first = place.distance(query, first_key + tile::fragment_column());
+#pragma unroll
+      for (int i = 0; i < kScores / 2; ++i) {
+        const int column = 8 * (i / 2) + i % 2;
+        const int key = first_key + tile::fragment_column() + column;
+        float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
+        score = tile::call_function(score * scale, place, query, kMasked ? min(key, last_key) : key,
+                                    first + place.step(0, column));
+      }
+    }
+  }
+
   TESSERA_DEVICE void add_alibi(float (&r_scores)[kScores], const ForwardTile& work, int first_key) const {
     const int shift = params_.score.diagonal + (params_.score.bottom_right != 0 ? work.keys - work.queries : 0);
     const int smallest = first_row(work) + shift - (first_key + kConfig.tile_k - 1);
@@ -172,13 +201,13 @@ class ForwardScore : public Features<kFeatures> {
 #pragma unroll
         for (int i = 0; i < kScores / 2; ++i) {
           float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-          score = fmaf(score, params_.scale_log2, alibi.linear_at(-static_cast<float>(8 * (i / 2) + i % 2)));
+          score = fmaf(score, logit_factor(), alibi.linear_at(-static_cast<float>(8 * (i / 2) + i % 2)));
         }
       } else {
 #pragma unroll
         for (int i = 0; i < kScores / 2; ++i) {
           float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-          score = fmaf(score, params_.scale_log2, alibi.at(-static_cast<float>(8 * (i / 2) + i % 2)));
+          score = fmaf(score, logit_factor(), alibi.at(-static_cast<float>(8 * (i / 2) + i % 2)));
         }
       }
     }

@@ -10,7 +10,7 @@ namespace tessera::sm90 {
 // One tile of queries, decoded by the producer for the consumers.
 struct ForwardTile {
   std::int32_t valid;  // 0: no more work; else, for score programs, 1 + the index of the sequence
-  std::int32_t batch, head;
+  std::int32_t batch, head, key_head;
   std::int32_t query_row, key_row;  // of the sequence's first query and first key, on the token axis
   std::int32_t first_query, queries, keys;
   std::int32_t lower, upper;  // the band, see tile::Bounds
@@ -22,7 +22,7 @@ static_assert(sizeof(ForwardTile) <= 64);
 template <ForwardConfig kConfig>
 struct ForwardShared {
   static constexpr int kStages = kConfig.stages;
-  static constexpr int kQueryBuffers = kConfig.query_buffers();
+  static constexpr int kQuerySlots = kConfig.query_slots();
   static constexpr int kTileSlots = ForwardConfig::kTileSlots;
 
   std::uint8_t* queries;
@@ -38,13 +38,13 @@ struct ForwardShared {
   std::uint64_t* bar_claim;  // the loader asks for a tile
   ListedVisit* visits;       // of each stage, under a listed mask
 
-  TESSERA_DEVICE explicit ForwardShared(std::uint8_t* s_raw) {
-    auto address = reinterpret_cast<std::uintptr_t>(s_raw);
-    queries = s_raw + ((1024 - address % 1024) % 1024);  // swizzled sub-tiles repeat every 1024 bytes
-    keys = queries + kQueryBuffers * kConfig.query_bytes();
+  TESSERA_DEVICE explicit ForwardShared(std::uint8_t* s_raw) {  // aligned to kSharedAlignment
+    queries = s_raw;
+    keys = queries + kQuerySlots * kConfig.query_bytes();
     values = keys + kStages * kConfig.key_bytes();
     output = values + kStages * kConfig.key_bytes();
-    tiles = reinterpret_cast<ForwardTile*>(output + (kConfig.stages_output() ? kConfig.query_bytes() : 0));
+    tiles = reinterpret_cast<ForwardTile*>(output +
+                                           (kConfig.stages_output() ? kConfig.warpgroups * kConfig.query_bytes() : 0));
     auto* bars = reinterpret_cast<std::uint64_t*>(reinterpret_cast<std::uint8_t*>(tiles) + 64 * kTileSlots);
     const auto take = [&bars](int count) {
       std::uint64_t* first = bars;
@@ -55,27 +55,33 @@ struct ForwardShared {
     bar_key_empty = take(kStages);
     bar_value_full = take(kStages);
     bar_value_empty = take(kStages);
-    bar_query_full = take(kTileSlots);
-    bar_query_empty = take(kTileSlots);
+    bar_query_full = take(kQuerySlots);
+    bar_query_empty = take(kQuerySlots);
     bar_tile_full = take(kTileSlots);
     bar_tile_empty = take(kTileSlots);
     bar_claim = take(1);
     visits = reinterpret_cast<ListedVisit*>(bars);
   }
 
-  TESSERA_DEVICE void init_barriers() const {
+  // Of a warpgroup, for a stage of keys: one when its scores are complete and, under a listed mask, one of every thread that has
+  // read the visit. The barrier of the turn orders the same reads, but racecheck does not follow it.
+  static constexpr int key_arrivals(MaskKind mask) { return mask == MaskKind::listed ? 129 : 1; }
+
+  TESSERA_DEVICE void init_barriers(MaskKind mask) const {
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_key_full + i, 1);
-      ptx::mbarrier_init(bar_key_empty + i, kConfig.warpgroups);
+      ptx::mbarrier_init(bar_key_empty + i, key_arrivals(mask) * kConfig.warpgroups);
       ptx::mbarrier_init(bar_value_full + i, 1);
       ptx::mbarrier_init(bar_value_empty + i, kConfig.warpgroups);
     }
+    for (int i = 0; i < kQuerySlots; ++i) {
+      ptx::mbarrier_init(bar_query_full + i, 1);
+      ptx::mbarrier_init(bar_query_empty + i, 1);
+    }
     ptx::mbarrier_init(bar_claim, 1);
     for (int i = 0; i < kTileSlots; ++i) {
-      ptx::mbarrier_init(bar_query_full + i, 1);
-      ptx::mbarrier_init(bar_query_empty + i, kConfig.warpgroups);
       ptx::mbarrier_init(bar_tile_full + i, 1);
-      ptx::mbarrier_init(bar_tile_empty + i, 4 * kConfig.warpgroups);
+      ptx::mbarrier_init(bar_tile_empty + i, 4 * kConfig.warpgroups + 1);
     }
     ptx::fence_mbarrier_init();
   }

@@ -1,0 +1,151 @@
+// Copies of a step's tiles, which run ahead of the products.
+#pragma once
+
+#include "cuda/sm80/bwd/order.cuh"
+#include "cuda/sm80/bwd/tiles.cuh"
+#include "cuda/sm80/bwd/visits.cuh"
+
+namespace tessera::sm80 {
+
+template <BackwardConfig kConfig, BackwardRole kRole>
+struct BackwardCursor {
+  using Type = QueryTilesOfKeys<kConfig>;
+};
+template <BackwardConfig kConfig>
+struct BackwardCursor<kConfig, BackwardRole::joint> {
+  using Type = JointTilesOfKeys<kConfig>;
+};
+template <BackwardConfig kConfig>
+struct BackwardCursor<kConfig, BackwardRole::queries> {
+  using Type = KeyTilesOfQueries<kConfig>;
+};
+template <BackwardConfig kConfig>
+struct BackwardCursor<kConfig, BackwardRole::bias> {
+  using Type = TilesOfBias<kConfig>;
+};
+
+template <BackwardConfig kConfig, BackwardRole kRole>
+struct BackwardStep {
+  using Type = VisitStep;
+};
+template <BackwardConfig kConfig>
+struct BackwardStep<kConfig, BackwardRole::bias> {
+  using Type = TilesOfBias<kConfig>;
+};
+
+// The row of the statistics, and of the sum of dQ, at which the tile of queries of a step begins.
+template <BackwardConfig kConfig, class At>
+TESSERA_DEVICE std::int64_t statistics_row(const BackwardParams& params, const At& at) {
+  const bool alike = params.batch.sequences == nullptr;
+  const std::int64_t line = alike ? at.index() * params.batch.heads_q + at.head() : at.head();
+  return line * params.line_rows + at.sequence().first_line + at.query_tile() * kConfig.tile_q;
+}
+
+template <BackwardConfig kConfig, class Element, BackwardRole kRole>
+class BackwardLoader {
+ public:
+  using Cursor = typename BackwardCursor<kConfig, kRole>::Type;
+  using Step = typename BackwardStep<kConfig, kRole>::Type;
+  using Tiles = BackwardTiles<kConfig, kRole>;
+
+  TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const Tiles& tiles, const OwnedTile& owned)
+      : params_(params), tiles_(tiles), owned_(owned), cursor_(params, owned), step_(cursor_, owned) {}
+
+  // The step after the last one that was loaded.
+  TESSERA_DEVICE const Cursor& cursor() const { return cursor_; }
+  TESSERA_DEVICE bool valid() const { return cursor_.valid(); }
+  // The last step that was loaded, in whole or in part.
+  TESSERA_DEVICE const Step& step() const { return step_; }
+  TESSERA_DEVICE int chunks() const { return kConfig.resident != 0 ? 1 : params_.chunks; }
+
+  // Part i of the sum over the columns. The block's own chunk comes last: it is still there for the products that follow.
+  TESSERA_DEVICE int chunk_at(int i) const {
+    const int chunk = owned_.chunk + 1 + i;
+    return chunk >= params_.chunks ? chunk - params_.chunks : chunk;
+  }
+
+  // The tiles that the block owns, if they stay.
+  TESSERA_DEVICE void load_owned() const {
+    if constexpr (Tiles::kOwnsKeys) {
+      load_keys(owned_.sequence, owned_.head, owned_.tile, 0, 0);
+    } else if constexpr (Tiles::kOwnsQueries) {
+      load_queries(owned_.sequence, owned_.head, owned_.tile, 0, 0);
+    }
+  }
+
+  // The next chunk of columns to `stage`, of the next step once there are no more of this one; returns whether it began a step.
+  TESSERA_DEVICE bool load_next(int stage) {
+    const bool begins = cursor_.valid() && chunk_ == 0;
+    if (cursor_.valid()) {
+      if (begins) {
+        step_ = Step(cursor_, owned_);
+      }
+      load_stage(chunk_at(chunk_), stage);
+      ++loads_;
+      if (++chunk_ == chunks()) {
+        chunk_ = 0;
+        cursor_.advance();
+      }
+    }
+    ptx::copy_async_commit();
+    return begins;
+  }
+
+ private:
+  static constexpr bool kOfKeys = kRole == BackwardRole::keys || kRole == BackwardRole::joint;
+
+  // The tiles that the block owns come as well unless they are there already: where all of their columns fit, every stage keeps
+  // them.
+  TESSERA_DEVICE void load_stage(int chunk, int stage) const {
+    const int column = chunk * kConfig.columns;
+    const bool whole = loads_ < kConfig.stages || chunks() > 1;
+    if (!Tiles::kOwnsQueries && (whole || kRole != BackwardRole::queries)) {
+      load_queries(cursor_.sequence(), cursor_.head(), cursor_.query_tile(), column, stage);
+    }
+    if (!Tiles::kOwnsKeys && (whole || !kOfKeys)) {
+      load_keys(cursor_.sequence(), cursor_.head() / params_.batch.group_size, cursor_.key_tile(), column, stage);
+    }
+    constexpr int kPieces = kConfig.tile_q / 4;  // of either statistic
+    if (const int i = static_cast<int>(threadIdx.x); i < 2 * kPieces) {
+      const float* const g_source = i < kPieces ? params_.lse_log2 : params_.delta;
+      ptx::copy_async<16>(tiles_.lse(stage) + 16 * i,
+                          g_source + statistics_row<kConfig>(params_, cursor_) + i % kPieces * 4, 16);
+    }
+  }
+
+  TESSERA_DEVICE void load_queries(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
+    const int first = tile * kConfig.tile_q;
+    load<kConfig.tile_q>(tiles_.q(stage), params_.q, sequence, sequence.query_row, head, first, sequence.queries,
+                         column, params_.dim_qk);
+    load<kConfig.tile_q>(tiles_.dout(stage), params_.dout, sequence, sequence.query_row, head, first, sequence.queries,
+                         column, params_.dim_v);
+  }
+
+  TESSERA_DEVICE void load_keys(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
+    const int first = tile * kConfig.tile_k;
+    load<kConfig.tile_k>(tiles_.k(stage), params_.k, sequence, sequence.key_row, head, first, sequence.keys, column,
+                         params_.dim_qk);
+    load<kConfig.tile_k>(tiles_.v(stage), params_.v, sequence, sequence.key_row, head, first, sequence.keys, column,
+                         params_.dim_v);
+  }
+
+  template <int kTileRows>
+  TESSERA_DEVICE void load(std::uint32_t s_tile, const BackwardInput& input, const tile::Sequence& sequence,
+                           int sequence_row, int head, int first, int count, int column, int dim) const {
+    const std::int64_t offset = sequence.batch * input.strides.batch +
+                                (static_cast<std::int64_t>(sequence_row) + first) * input.strides.token +
+                                head * input.strides.head;
+    load_tile<Element, kTileRows, kConfig.columns, kConfig.threads()>(s_tile, input, offset, count - first, column,
+                                                                      dim);
+  }
+
+  const BackwardParams& params_;
+  const Tiles tiles_;
+  const OwnedTile& owned_;
+  Cursor cursor_;
+  Step step_;
+  int chunk_ = 0;
+  int loads_ = 0;
+};
+
+}  // namespace tessera::sm80
