@@ -79,6 +79,26 @@ def test_threads_compute_what_one_device_does(size: int, schedule: str, layout: 
             assert relative_error(x, y) <= 2e-6
 
 
+@pytest.mark.parametrize("layout", ["zigzag", "striped", "contiguous"])
+def test_block_masks_and_functions_over_threads(layout: str) -> None:
+    kept = np.random.default_rng(5).random((1, 1, 75, 75)) < 0.4
+    function = (
+        "template <class T> T score(T s, tessera::Index i, const float* p) { return s - p[0] * abs(i.distance()); }"
+    )
+    options: dict[str, Any] = {
+        "mask": tessera.Mask(causal=True, blocks=tessera.BlockMask.from_boolean(kept, block_q=16, block_k=32)),
+        "score_function": tessera.ScoreFunction(function, [0.01]),
+    }
+    right = on_one_device(**options)
+    for found in over_threads(3, lambda end: both_passes(end, layout, "automatic", **options)):
+        if isinstance(found, Exception):
+            raise found
+        for x, y in zip(found, right, strict=True):
+            finite = np.isfinite(y)
+            assert np.array_equal(np.isfinite(x), finite)
+            assert relative_error(x[finite], y[finite]) <= 2e-6
+
+
 def test_outputs_are_written_where_told() -> None:
     def body(communicator: ring.Communicator) -> bool:
         q, k, v, dout = (ring.shard(x, communicator) for x in make())

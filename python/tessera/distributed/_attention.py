@@ -104,7 +104,8 @@ def forward(
     on every rank. All options are about the whole problem and the same on every rank: segments, key_lengths, bias,
     dropout (which drops what it would drop on one device). With cu_seqlens_q, the cumulative lengths of documents that
     are packed into the whole sequence, tensors are [tokens, heads, dim] and lse is [heads_q, tokens]; dropout then
-    counts positions in the whole sequence. Not to be had over ranks: boolean masks and BlockMasks, float64, caches.
+    counts positions in the whole sequence. Block masks and functions are those of the whole problem. Not to be had over
+    ranks: boolean masks (BlockMask.from_boolean makes blocks of them), float64, caches.
     """
     with telling_others(communicator):
         q_, k_, v_ = (readable(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
@@ -135,7 +136,7 @@ def backward(
 ) -> Gradients:
     """The gradients of a forward call with the same q, k, v and options, whose results were out and lse. Collective.
 
-    dq, dk and dv are those of this rank's tokens, complete. dbias (on CPUs) and dsinks are this rank's share: the
+    dq, dk and dv are those of this rank's tokens, complete. dbias and dsinks are this rank's share: the
     gradient is the sum over the ranks, as for every parameter of a model. Arguments are those of tessera.backward
     otherwise.
     """
@@ -204,5 +205,7 @@ def telling_others(communicator: Communicator) -> Iterator[None]:
 def distributable(options: Options) -> Options:
     mask = options.get("mask")
     if mask is not None and not isinstance(mask, Mask):
-        raise NotImplementedError("mask: a boolean tensor; accepted over ranks: a tessera.Mask of bands and segments")
+        raise NotImplementedError(
+            "mask: a boolean tensor; accepted over ranks: a Mask, such as of BlockMask.from_boolean"
+        )
     return options
