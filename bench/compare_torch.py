@@ -21,12 +21,18 @@ FlexAttention takes most of the time: --cases and --passes choose a part, and FI
 With --functions, score functions and a mask function on a GPU, beside the same in FlexAttention and beside Tessera
 without the function. The first call's time is that of compiling it, where the cache has it not.
 
+With --sm80, the kernels for every GPU since Ampere beside torch's FlashAttention-2 (bfloat16) and efficient attention
+(float32, and TF32). With --programs, the Hopper kernels with ALiBi, softcap, dropout and users' functions beside the
+plain ones, and how long each takes to compile. Both say which Impl they ask for, and fail where another one answers.
+
 The exit status is 1 if a result disagrees or Tessera does not compute a case, 2 if a library or the device is missing.
 
     PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --deterministic both --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --json sparse.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --functions --json functions.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --sm80 --seconds 0.1 --json sm80.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --programs --seconds 0.1
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --cases '*-d128-n65536-*'
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --long
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --decode --method graph
@@ -61,10 +67,11 @@ except ImportError:
     sys.exit(missing("torch", f"pip install torch=={TORCH_VERSION}"))
 try:
     import tessera
-    from compare import block_sparse, cuda, decode, functions, long_sequence
+    from compare import block_sparse, cuda, decode, functions, long_sequence, programs, sm80
     from compare.cases import (
         APART,
         ROUNDING,
+        WIDER,
         Case,
         Tensors,
         apart,
@@ -249,26 +256,31 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Parts that need a GPU, each in place of the table.
+SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
+    "block-sparse": (block_sparse.main, "block masks, beside compiled FlexAttention"),
+    "functions": (functions.main, "users' functions, beside compiled FlexAttention"),
+    "long": (long_sequence.main, "64K tokens, time and memory of a block mask and of dense attention"),
+    "programs": (programs.main, "what ALiBi, softcap, dropout and functions cost, and their compilation"),
+    "sm80": (sm80.main, "the kernels for every GPU since Ampere, beside FlashAttention-2 and efficient attention"),
+}
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=sorted(DEFAULTS), default="cpu")
     add("--threads", type=int, default=0, help="on the CPU, of both libraries; 0: torch's default (%(default)s)")
-    add("--dtypes", nargs="+", choices=sorted(ROUNDING), help="(float32 bfloat16; on a GPU bfloat16)")
+    add("--dtypes", nargs="+", choices=sorted(WIDER), help="(float32 bfloat16; on a GPU bfloat16)")
     add("--cases", nargs="+", default=["*"], metavar="GLOB", help="names like bfloat16-d64-n512-causal")
     add("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
     add("--tokens", type=int, help="batch * seq, where seq is not longer (8192; on a GPU 16384)")
     add("--heads", type=int, default=0, help="0: four or more, a multiple of the threads; on a GPU 2048 / dim")
     add("--seconds", type=float, help="time for each pass of each case (3, 0.5 with --quick; on a GPU 0.5)")
     add("--rounds", type=int, help="least number of rounds, whatever the time (5; on a GPU 10)")
-    add("--block-sparse", action="store_true", help="on a GPU: block masks, beside compiled FlexAttention")
-    add("--functions", action="store_true", help="on a GPU: users' functions, beside compiled FlexAttention")
+    for name, (_, about) in SECTIONS.items():
+        add(f"--{name}", action="store_true", help=f"on a GPU: {about}")
     add("--no-lines", action="store_true", help="with --block-sparse: without the lines of time against density")
-    add(
-        "--long",
-        action="store_true",
-        help="on a GPU: 64K tokens, time and memory of a block mask and of dense attention",
-    )
     add("--quick", action="store_true", help="lengths up to 2048 and little time; on a GPU lengths 512, 4096 and 16384")
     add("--method", choices=("events", "graph"), default="events", help="on a GPU: calls, or CUDA graphs of them")
     add("--deterministic", choices=("on", "off", "both"), default="on", help="on a GPU: Tessera's backward pass")
@@ -290,12 +302,11 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.decode:
         return decode.main(arguments)
+    section = next((name for name in SECTIONS if getattr(arguments, name.replace("-", "_"))), None)
     if arguments.device == cuda.gpu.CudaDevice.name:
-        sections = {"block_sparse": block_sparse.main, "functions": functions.main, "long": long_sequence.main}
-        return next((run for name, run in sections.items() if getattr(arguments, name)), cuda.main)(arguments)
-    if option := next((name for name in ("block_sparse", "functions", "long") if getattr(arguments, name)), None):
-        flag = "--" + option.replace("_", "-")
-        print(f"compare_torch: {flag} needs --device cuda; on the CPU see tessera bench --densities", file=sys.stderr)
+        return (SECTIONS[section][0] if section else cuda.main)(arguments)
+    if section:
+        print(f"compare_torch: --{section} needs --device cuda; on the CPU see tessera bench", file=sys.stderr)
         return 2
     device = CpuDevice(arguments.threads)
     cases = make_cases(arguments, device.threads)

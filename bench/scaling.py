@@ -21,19 +21,18 @@ import argparse
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling_figures import PASSES, Cell, Figures
+
 WORKER = Path(__file__).parent / "compare" / "context_parallel.py"
-PASSES = ("forward", "backward")
 PRESETS: dict[str, dict[str, Any]] = {
     # Some seconds on the CPU, with every schedule and layout.
     "small": {
@@ -45,21 +44,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alone": 256,
     },
 }
-
-
-@dataclass
-class Cell:
-    """One way to compute one shape."""
-
-    name: str  # "ring zigzag", "torch allgather"
-    tokens: int  # of each rank
-    heads: str
-    seconds: dict[str, float] = field(default_factory=dict)  # by pass; torch's backward: both passes less the forward
-    hidden: dict[str, float] = field(default_factory=dict)  # the least of all ranks
-    bytes_sent: dict[str, int] = field(default_factory=dict)  # by the rank that sends most
-    held_bytes: dict[str, int] = field(default_factory=dict)  # by a rank, its tensors included
-    predicted: dict[str, float] = field(default_factory=dict)  # seconds
-    problem: str = ""  # why there is nothing, or not all of it
 
 
 @dataclass
@@ -82,15 +66,10 @@ class CommandError(Exception):
     """One line that says what went wrong."""
 
 
-class Scaling:
+class Scaling(Figures):
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+        super().__init__(options)
         self.start = time.monotonic()
-        self.cells: list[Cell] = []
-        self.torch_problem = ""
-        # FLOP/s of one rank alone, by heads, pass and tokens in all: of the slowest GPU and, beside it, the fastest.
-        self.alone: dict[str, dict[str, dict[int, float]]] = {}
-        self.alone_fastest: dict[str, dict[str, dict[int, float]]] = {}
         self.rates: dict[str, Any] = {}  # by heads: what the planner is given
 
     # --- what is run ---
@@ -300,37 +279,6 @@ class Scaling:
                 self.cells += [Cell(**cell) for cell in json.loads(figures.read_text())]
         self.write()
 
-    # --- figures ---
-
-    def flops(self, heads: str, total: int, name: str) -> float:
-        forward = 2.0 * int(heads.split(":")[0]) * total * total * float(self.options.dim)
-        return forward * {"forward": 1.0, "backward": 2.5, "both": 3.5}[name]
-
-    def rate(self, cell: Cell, both: bool) -> float | None:
-        """FLOP/s of a rank."""
-        names = PASSES if both else PASSES[:1]
-        if not all(name in cell.seconds for name in names):
-            return None
-        flops = self.flops(cell.heads, cell.tokens * self.options.ranks, "both" if both else "forward")
-        return flops / sum(cell.seconds[name] for name in names) / int(self.options.ranks)
-
-    def rate_alone(self, cell: Cell, both: bool) -> float | None:
-        """At the same length in all or, where that was not timed, the longest."""
-        seconds = 0.0
-        for name in PASSES if both else PASSES[:1]:
-            timed = self.alone.get(cell.heads, {}).get(name, {})
-            if not timed:
-                return None
-            seconds += self.flops(cell.heads, 1, name) / timed.get(cell.tokens * self.options.ranks, timed[max(timed)])
-        return self.flops(cell.heads, 1, "both" if both else "forward") / seconds
-
-    def share(self, cell: Cell, both: bool) -> float | None:
-        rate, alone = self.rate(cell, both), self.rate_alone(cell, both)
-        return None if rate is None or alone is None else rate / alone
-
-    def prediction_ratio(self, cell: Cell, name: str) -> float | None:
-        return cell.predicted[name] / cell.seconds[name] if name in cell.predicted and name in cell.seconds else None
-
     def write(self) -> None:
         if not self.options.json:
             return
@@ -352,73 +300,6 @@ class Scaling:
         draft = target.with_name(target.name + ".part")
         draft.write_text(json.dumps(document, indent=2) + "\n")
         draft.replace(target)
-
-    def print_table(self) -> None:
-        options = self.options
-        scale, unit = (1e12, "TFLOP/s") if options.device != "cpu" else (1e9, "GFLOP/s")
-        print(f"\n{options.ranks} ranks, {options.transport}, {options.dtype}, dim {options.dim}")
-        print(
-            f"rate: {unit} of a rank, and share: of one rank alone, forward / forward+backward; the others: forward /\n"
-            "backward pass; held: bytes of a rank with its tensors; predicted: the planner's time over the measured\n"
-        )
-        columns = ("tokens", "heads", "", "rate", "share", "hidden", "sent MiB", "held MiB", "predicted")
-        print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-
-        def texts(values: Iterable[float | None], form: str, unit: float = 1) -> str:
-            all_texts = ["-" if value is None else f"{value / unit:{form}}" for value in values]
-            return "" if set(all_texts) == {"-"} else " / ".join(all_texts)
-
-        def by_pass(values: dict[str, Any], form: str, unit: float = 1) -> str:
-            return texts((values.get(name) for name in PASSES), form, unit)
-
-        order = {name: n for n, name in enumerate(dict.fromkeys(cell.name for cell in self.cells))}
-        for cell in sorted(self.cells, key=lambda c: (options.heads.index(c.heads), c.tokens, order[c.name])):
-            row = [
-                str(cell.tokens),
-                cell.heads,
-                cell.name,
-                texts((self.rate(cell, both) for both in (False, True)), ".1f" if scale < 1e12 else ".0f", scale),
-                texts((self.share(cell, both) for both in (False, True)), ".1%"),
-                by_pass(cell.hidden, ".0%"),
-                by_pass(cell.bytes_sent, ".1f", 2**20),
-                by_pass(cell.held_bytes, ".0f", 2**20),
-                texts((self.prediction_ratio(cell, name) for name in PASSES), ".2f"),
-            ]
-            print("| " + " | ".join(row) + " |")
-        print(
-            "\none rank alone with the whole sequence, forward / backward (all GPUs at once: the slowest, the fastest):"
-        )
-        for heads, by_name in self.alone.items():
-            for total in sorted(set().union(*by_name.values())):
-                pairs = [
-                    texts((rates[heads].get(name, {}).get(total) for name in PASSES), ".0f", scale)
-                    for rates in (self.alone, self.alone_fastest)
-                ]
-                print(f"  {total} tokens, {heads}: {', '.join(pairs)} {unit}")
-        problems = [f"{cell.tokens} {cell.heads} {cell.name}: {cell.problem}" for cell in self.cells if cell.problem]
-        print("\n".join(["", *problems, self.torch_problem]).rstrip(), flush=True)
-
-    def draw(self) -> None:
-        """Rates of forward+backward over tokens, a line for each way."""
-        options = self.options
-        if shutil.which("gnuplot") is None:
-            print("scaling: no plot, since gnuplot is not installed", file=sys.stderr)
-            return
-        heads = options.heads[0]
-        lines: dict[str, list[str]] = {}
-        for cell in sorted(self.cells, key=lambda c: c.tokens):
-            rate = self.rate(cell, True)
-            if cell.heads == heads and rate is not None:
-                lines.setdefault(cell.name, []).append(f"{cell.tokens} {rate / 1e12}")
-        if not lines:
-            return
-        terminal = "svg" if options.plot.endswith(".svg") else "pngcairo"
-        script = f"set terminal {terminal} size 900,600\nset output '{options.plot}'\nset logscale x 2\n"
-        script += "set yrange [0:*]\nset xlabel 'tokens of a rank'\nset key bottom right\n"
-        script += f"set ylabel 'TFLOP/s of a rank, forward+backward, heads {heads}'\n"
-        script += "plot " + ", ".join(f"'-' with linespoints title '{name}'" for name in lines) + "\n"
-        script += "".join("\n".join(rows) + "\ne\n" for rows in lines.values())
-        subprocess.run(["gnuplot"], input=script, text=True, check=True)
 
 
 def numbers(text: str) -> list[int]:

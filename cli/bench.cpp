@@ -353,15 +353,10 @@ int bench(const BenchFlags& given) {
         {all, flags.passes, flags.options.plan, flags.options.min_seconds, flags.options.seed, flags.json, flags.plot},
         flags.ranks);
   }
-  for (const std::string& path : {flags.json, flags.plot}) {
-    if (!path.empty()) {
-      require_writable(path);
-    }
+  if (!flags.json.empty()) {
+    require_writable(flags.json);
   }
-  const PlotFormat format = flags.plot.empty() ? PlotFormat::png : plot_format(flags.plot);
-  if (!flags.plot.empty()) {
-    require_gnuplot();
-  }
+  const PlotFormat format = check_plot(flags.plot);
   const auto& names = flags.options.impls;
   const Peak peak(flags.options.plan, std::find(names.begin(), names.end(), "decode") != names.end());
   const std::vector<MeasuredPoint> points = measure_all(all, flags);
@@ -379,12 +374,8 @@ int bench(const BenchFlags& given) {
     write_json(flags.json, points, peak);
     fmt::print("figures written to {}\n", flags.json);
   }
-  if (!flags.plot.empty()) {
-    write_file_atomically(flags.plot,
-                          draw(bench_plot_script(points, format, title,
-                                                 {peak.cuda() ? peak.what() : "FMA peak", peak.flops_per_second})));
-    fmt::print("plot written to {}\n", flags.plot);
-  }
+  write_plot(flags.plot,
+             bench_plot_script(points, format, title, {peak.cuda() ? peak.what() : "FMA peak", peak.flops_per_second}));
   return facts == nullptr ? 1 : 0;
 }
 
@@ -438,7 +429,9 @@ Command add_bench(::CLI::App& root) {
   add_seed(*app, "--seed", "seed of the random numbers [0]", flags->options.seed);
   app->add_flag_callback("--no-error", [flags] { flags->options.errors = false; }, "leave the oracle out");
   app->add_option("--json", flags->json, "write all figures to this file")->type_name("FILE");
-  app->add_option("--plot", flags->plot, "draw the figures to this .png or .svg (needs gnuplot)")->type_name("FILE");
+  app->add_option("--plot", flags->plot,
+                  "draw the figures to this .png or .svg (needs gnuplot), or write gnuplot's script to this .gp")
+      ->type_name("FILE");
   flags->ranks.add(*app);
   app->footer(
       "Examples:\n"

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "cli/file_io.h"
+#include "cli/plan_text.h"
 #include "cli/plot.h"
 #include "cli/terminal.h"
 #include "tessera/error.h"
@@ -61,12 +62,14 @@ PassResult measure_pass(const DensityBench& bench, Pass pass, Progress& progress
 
 double visited_rate(const Measurement& one) { return one.facts.flops / one.median(); }
 
-std::string table_of(const PassResult& result) {
-  Table table({"density", "time", "of dense time", "visited GFLOP/s", "of dense rate", "error"});
+std::string table_of(const PassResult& result, const Device& device) {
+  const bool tera = device.kind == DeviceKind::cuda;
+  Table table(
+      {"density", "time", "of dense time", tera ? "visited TFLOP/s" : "visited GFLOP/s", "of dense rate", "error"});
   const auto add = [&](const std::string& name, const Measurement& one) {
     const bool visits = one.facts.flops > 0;
     table.add({name, time_text(one.median()), fmt::format("{:.1f} %", 100 * one.median() / result.dense.median()),
-               visits ? fmt::format("{:.1f}", visited_rate(one) / 1e9) : "-",
+               visits ? fmt::format("{:.1f}", visited_rate(one) / (tera ? 1e12 : 1e9)) : "-",
                visits ? fmt::format("{:.0f} %", 100 * visited_rate(one) / visited_rate(result.dense)) : "-",
                one.error ? fmt::format("{:.1e}{}", one.error->error, one.error->whole ? "" : "*") : "-"});
   };
@@ -99,9 +102,10 @@ nlohmann::ordered_json json_of(const PassResult& result) {
   return entry;
 }
 
-// Left: time over density with the fitted lines, dense time dashed. Right: the mask of the density nearest a quarter.
-std::string plot_script(const DensityBench& bench, const std::vector<PassResult>& results, const std::string& title) {
-  const PlotFormat format = plot_format(bench.plot);
+// Left: time over density with the fitted lines, dense time dashed, the key above all of them. Right: the mask of the
+// density nearest a quarter.
+std::string plot_script(const DensityBench& bench, const std::vector<PassResult>& results, PlotFormat format,
+                        const std::string& title) {
   std::string script = plot_terminal(format, 1200, 560);
   std::string curves;
   for (std::size_t n = 0; n < results.size(); ++n) {
@@ -133,7 +137,8 @@ std::string plot_script(const DensityBench& bench, const std::vector<PassResult>
   script += fmt::format(
       "set multiplot layout 1,2 title {} noenhanced font ',15' margins 0.07,0.98,0.12,0.85 spacing 0.09\n"
       "set border 3 lc rgb '#666666'\nset grid ytics lc rgb '#c8c8c8'\nset xtics nomirror\nset ytics nomirror\n"
-      "set key top left Left reverse\nset xrange [0:1]\nset yrange [0:*]\nset xlabel 'share of blocks kept'\n"
+      "set key top left Left reverse\nset offsets 0, 0, graph 0.35, 0\nset xrange [0:1]\nset yrange [0:*]\nset xlabel "
+      "'share of blocks kept'\n"
       "set title 'Time, ms'\n{}\n"
       "set title 'Kept blocks at density {:.4g}'\nunset key\nunset grid\nunset xlabel\nunset colorbox\nset size ratio "
       "-1\n"
@@ -147,10 +152,9 @@ std::string plot_script(const DensityBench& bench, const std::vector<PassResult>
 std::string headline(const DensityBench& bench, const PlanFacts& facts) {
   const Problem& problem = bench.problem;
   const std::string mask = problem.mask.describe();
-  return fmt::format("{}, {} queries x {} keys in blocks of {} x {}, {} heads, dim {}{}, {} ({}, {} thread{})",
-                     dtype_name(problem.dtype), problem.seq_q, problem.seq_k, bench.grid.block_q, bench.grid.block_k,
-                     problem.heads_q, problem.dim_qk, mask == "none" ? "" : ", " + mask, facts.impl, facts.isa,
-                     facts.threads, facts.threads == 1 ? "" : "s");
+  return fmt::format("{}, {} queries x {} keys in blocks of {} x {}, {} heads, dim {}{}, {}", dtype_name(problem.dtype),
+                     problem.seq_q, problem.seq_k, bench.grid.block_q, bench.grid.block_k, problem.heads_q,
+                     problem.dim_qk, mask == "none" ? "" : ", " + mask, plan_text(facts, bench.options.plan.device));
 }
 
 }  // namespace
@@ -177,15 +181,10 @@ Line fit_line(const std::vector<double>& x, const std::vector<double>& y) {
 }
 
 int bench_densities(const DensityBench& bench) {
-  for (const std::string& path : {bench.json, bench.plot}) {
-    if (!path.empty()) {
-      require_writable(path);
-    }
+  if (!bench.json.empty()) {
+    require_writable(bench.json);
   }
-  if (!bench.plot.empty()) {
-    plot_format(bench.plot);
-    require_gnuplot();
-  }
+  const PlotFormat format = check_plot(bench.plot);
   std::vector<PassResult> results;
   {
     Progress progress(static_cast<std::int64_t>(bench.passes.size() * (bench.densities.size() + 1)));
@@ -197,7 +196,7 @@ int bench_densities(const DensityBench& bench) {
   const std::string title = headline(bench, results.front().dense.facts);
   fmt::print("{}\n", bold(title));
   for (const PassResult& result : results) {
-    fmt::print("\n{}\n{}", bold(std::string(pass_name(result.pass))), table_of(result));
+    fmt::print("\n{}\n{}", bold(std::string(pass_name(result.pass))), table_of(result, bench.options.plan.device));
     fmt::print("time = {} + {} x density, R^2 = {:.5f}\n", time_text(result.line.intercept),
                time_text(result.line.slope), result.line.r_squared);
   }
@@ -210,10 +209,7 @@ int bench_densities(const DensityBench& bench) {
     write_file_atomically(bench.json, document.dump(2) + "\n");
     fmt::print("figures written to {}\n", bench.json);
   }
-  if (!bench.plot.empty()) {
-    write_file_atomically(bench.plot, draw(plot_script(bench, results, title)));
-    fmt::print("plot written to {}\n", bench.plot);
-  }
+  write_plot(bench.plot, plot_script(bench, results, format, title));
   return 0;
 }
 

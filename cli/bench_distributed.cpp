@@ -225,15 +225,10 @@ void write_json(const RankBench& bench, const RankFlags& flags, const Communicat
 }  // namespace
 
 int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
-  for (const std::string& path : {bench.json, bench.plot}) {
-    if (!path.empty()) {
-      require_writable(path);
-    }
+  if (!bench.json.empty()) {
+    require_writable(bench.json);
   }
-  const PlotFormat format = bench.plot.empty() ? PlotFormat::png : plot_format(bench.plot);
-  if (!bench.plot.empty()) {
-    require_gnuplot();
-  }
+  const PlotFormat format = check_plot(bench.plot);
   return run_ranks(flags, bench.plan.device, [&](Communicator& communicator) {
     RankRates rates = flags.baseline ? measure_rates(communicator) : RankRates{};
     std::vector<RankPoint> points;
@@ -278,13 +273,9 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
       write_json(bench, flags, communicator, rates, points);
       fmt::print("figures written to {}\n", bench.json);
     }
-    if (!bench.plot.empty()) {
-      write_file_atomically(
-          bench.plot, draw(timeline_plot_script(
-                          last.timelines, format,
-                          fmt::format("{}, {} pass, {} tokens", title, pass_name(last.pass), last.problem.seq_k))));
-      fmt::print("plot written to {}\n", bench.plot);
-    }
+    write_plot(bench.plot, timeline_plot_script(
+                               last.timelines, format,
+                               fmt::format("{}, {} pass, {} tokens", title, pass_name(last.pass), last.problem.seq_k)));
     return 0;
   });
 }

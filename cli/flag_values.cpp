@@ -8,6 +8,8 @@
 #include <limits>
 #include <numeric>
 
+#include "core/fail.h"
+
 namespace tessera::cli {
 
 namespace {
@@ -206,6 +208,22 @@ std::string describe(const ::CLI::App& app, const ::CLI::ParseError& error) {
   }
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text;
+}
+
+bool to_lengths(const std::string& text, std::vector<std::int64_t>& lengths) {
+  lengths.clear();
+  for (const std::string& part : text == "none" ? std::vector<std::string>{} : split(text, ',')) {
+    lengths.push_back(to_integer(part).value_or(-1));
+  }
+  return std::all_of(lengths.begin(), lengths.end(), [](std::int64_t length) { return length >= 0; });
+}
+
+std::vector<std::int64_t> cumulative(const std::vector<std::int64_t>& lengths, const char* flag) {
+  std::vector<std::int64_t> sums{0};
+  for (const std::int64_t length : lengths) {
+    sums.push_back(internal::checked_add(sums.back(), length, flag));
+  }
+  return sums;
 }
 
 }  // namespace tessera::cli

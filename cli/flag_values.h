@@ -52,4 +52,9 @@ std::vector<std::string> split(std::string_view text, char separator);
 // One line for any error of the command line: names the flag and, where it was mistyped, the nearest one.
 std::string describe(const ::CLI::App& app, const ::CLI::ParseError& error);
 
+// "none" is the list of no lengths; whether all of them are integers from 0.
+bool to_lengths(const std::string& text, std::vector<std::int64_t>& lengths);
+// 0, and where each of these lengths ends. Throws Error, naming `flag`, for a sum beyond 64 bits.
+std::vector<std::int64_t> cumulative(const std::vector<std::int64_t>& lengths, const char* flag);
+
 }  // namespace tessera::cli

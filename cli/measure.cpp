@@ -27,8 +27,6 @@ constexpr double kShortSeconds = 1e-3;
 constexpr int kMostAtOnce = 100;
 constexpr std::int64_t kMostCopies = 64;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 double free_memory_bytes(const Device& device) {
   if (device.kind == DeviceKind::cuda) {
     return static_cast<double>(internal::device_free_bytes(device.index));

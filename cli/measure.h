@@ -1,6 +1,7 @@
 // Timing Impls against each other on one problem.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +11,10 @@
 #include "tessera/plan.h"
 
 namespace tessera::cli {
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 struct MeasureOptions {
   PlanOptions plan;                // impl is set for each measurement; device for all

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include "cli/file_io.h"
 #include "core/fail.h"
 #include "tessera/error.h"
 
@@ -161,19 +162,41 @@ std::string quoted_text(const std::string& text) {
 }
 
 std::string plot_terminal(PlotFormat format, int width, int height) {
-  return format == PlotFormat::png
-             ? fmt::format("set terminal pngcairo size {},{} font 'Sans,12'\n", width, height)
-             : fmt::format("set terminal svg size {},{} font 'Sans,15' background '#ffffff'\n", width, height);
+  return format == PlotFormat::svg
+             ? fmt::format("set terminal svg size {},{} font 'Sans,15' background '#ffffff'\n", width, height)
+             : fmt::format("set terminal pngcairo size {},{} font 'Sans,12'\n", width, height);
 }
 
 PlotFormat plot_format(const std::string& path) {
-  if (path.ends_with(".png")) {
+  constexpr std::array<std::pair<const char*, PlotFormat>, 3> kEndings{
+      {{".png", PlotFormat::png}, {".svg", PlotFormat::svg}, {".gp", PlotFormat::script}}};
+  for (const auto& [ending, format] : kEndings) {
+    if (path.ends_with(ending)) {
+      return format;
+    }
+  }
+  internal::fail_argument("--plot", path, "names that end in .png or .svg, or in .gp for a script of gnuplot's");
+}
+
+PlotFormat check_plot(const std::string& path) {
+  if (path.empty()) {
     return PlotFormat::png;
   }
-  if (!path.ends_with(".svg")) {
-    internal::fail_argument("--plot", path, "names that end in .png or .svg");
+  require_writable(path);
+  const PlotFormat format = plot_format(path);
+  if (format != PlotFormat::script) {
+    require_gnuplot();
   }
-  return PlotFormat::svg;
+  return format;
+}
+
+void write_plot(const std::string& path, const std::string& script) {
+  if (path.empty()) {
+    return;
+  }
+  const bool drawn = plot_format(path) != PlotFormat::script;
+  write_file_atomically(path, drawn ? draw(script) : script);
+  fmt::print("{} written to {}\n", drawn ? "plot" : "script of the plot", path);
 }
 
 void require_gnuplot() { run_gnuplot({"--version"}, ""); }
@@ -220,10 +243,8 @@ std::string timeline_plot_script(const std::vector<std::vector<TimelineEvent>>& 
   constexpr std::array<Row, 3> kRows{{{TimelineEvent::Kind::compute, "compute", "#0b6e99", 0.2},
                                       {TimelineEvent::Kind::wait, "waits", "#d1495b", 0.2},
                                       {TimelineEvent::Kind::transfer, "receives", "#8a8a8a", -0.2}}};
-  const std::size_t height = 180 + 60 * ranks.size();
-  std::string script = format == PlotFormat::png
-                           ? fmt::format("set terminal pngcairo size 1600,{} font 'Sans,12'\n", height)
-                           : fmt::format("set terminal svg size 1600,{} font 'Sans,15' background '#ffffff'\n", height);
+  const int height = 180 + 60 * static_cast<int>(ranks.size());
+  std::string script = plot_terminal(format, 1600, height);
   std::string ticks;
   std::string plots;
   for (std::size_t row = 0; row < kRows.size(); ++row) {

@@ -9,10 +9,16 @@
 
 namespace tessera::cli {
 
-enum class PlotFormat : std::uint8_t { png, svg };
+// A script is what gnuplot would have drawn a png from, for a machine that has it: gnuplot FILE.gp > FILE.png
+enum class PlotFormat : std::uint8_t { png, svg, script };
 
-// By the ending of the name, .png or .svg. Throws Error(invalid_argument) for any other.
+// By the ending of the name, .png, .svg or .gp. Throws Error(invalid_argument) for any other.
 PlotFormat plot_format(const std::string& path);
+
+// The format of what --plot names (nothing: png). Throws, before anything is measured, what write_plot() would.
+PlotFormat check_plot(const std::string& path);
+// The picture, or the script itself, and a line that says so. Nothing for an empty path.
+void write_plot(const std::string& path, const std::string& script);
 
 // The command that opens a picture of this size in pixels.
 std::string plot_terminal(PlotFormat format, int width, int height);

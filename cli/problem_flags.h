@@ -5,14 +5,18 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "cli/block_flags.h"
 #include "cli/function_flags.h"
+#include "cli/mask_flags.h"
 #include "cli/problem_tensors.h"
 #include "tessera/plan.h"
 
 namespace tessera::cli {
+
+// The letters of --bias, in the order of the axes.
+inline constexpr std::string_view kBiasAxes = "bhqk";
 
 class ProblemFlags {
  public:
@@ -36,7 +40,7 @@ class ProblemFlags {
   Problem problem_of_length(std::int64_t length) const;
 
   // The blocks of --block-size over the lengths of `problem`.
-  BlockGrid block_grid(const Problem& problem) const { return {problem.seq_q, problem.seq_k, block_q_, block_k_}; }
+  BlockGrid block_grid(const Problem& problem) const { return mask_.grid(problem); }
 
   // Whether a flag fixed both lengths, so that there is nothing to sweep.
   bool lengths_fixed() const { return lengths_ || seq_given_ || (seq_q_ && seq_k_); }
@@ -48,11 +52,7 @@ class ProblemFlags {
   Problem shape(std::int64_t length) const;
   Problem complete(Problem shaped, bool from_flags) const;
   void add_lengths(::CLI::App& app);
-  void add_mask(::CLI::App& app);
   void add_dropout(::CLI::App& app);
-  Mask mask(const Problem& problem) const;
-  std::optional<BlockMask> blocks(const Problem& problem) const;
-  Alignment alignment() const;
   void apply_bias(Problem& problem) const;
 
   std::optional<DType> dtype_;
@@ -61,17 +61,7 @@ class ProblemFlags {
   std::optional<std::int64_t> seq_q_, seq_k_, kv_heads_, dim_v_;
   std::optional<std::vector<std::int64_t>> lengths_, lengths_k_;
   std::vector<std::int64_t> key_lengths_;
-  bool parse_mask(const std::string& text);
-
-  std::string band_ = "none";
-  std::vector<BlockPatternMaker> patterns_;
-  std::string drawn_blocks_;
-  std::int64_t block_q_ = 128;
-  std::int64_t block_k_ = 128;
-  std::int64_t left_ = Mask::kUnlimited;
-  std::int64_t right_ = Mask::kUnlimited;
-  std::optional<Alignment> alignment_;
-  std::vector<std::vector<std::int64_t>> documents_, documents_k_;  // lengths, for each sequence
+  MaskFlags mask_;
   std::optional<float> scale_;
   float softcap_ = 0;
   bool alibi_ = false;

@@ -10,14 +10,8 @@ namespace tessera::cli {
 
 namespace {
 
-constexpr const char* kBiasAxes = "bhqk";
-
 std::string lengths_text(const std::vector<std::int64_t>& lengths) {
   return lengths.empty() ? "none" : fmt::format("{}", fmt::join(lengths, ","));
-}
-
-std::int64_t stored_keys(const Problem& problem, std::size_t b) {
-  return problem.ragged() ? problem.cu_seqlens_k[b + 1] - problem.cu_seqlens_k[b] : problem.seq_k;
 }
 
 std::string documents_text(const Problem& problem, const std::vector<std::int32_t>& ids, bool query_side) {

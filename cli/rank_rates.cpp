@@ -23,8 +23,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRuns = 5;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 std::unique_ptr<internal::DeviceStream> stream_of(const Communicator& communicator) {
   const Device device = communicator.device();
   return device.kind == DeviceKind::cuda ? std::make_unique<internal::DeviceStream>(device.index) : nullptr;

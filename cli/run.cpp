@@ -16,6 +16,7 @@
 #include "cli/device_tensors.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
+#include "cli/plan_text.h"
 #include "cli/problem_flags.h"
 #include "cli/run_plan.h"
 #include "cli/safetensors.h"
@@ -139,11 +140,7 @@ using Outputs = std::deque<std::pair<std::string, HostTensor>>;
 
 void print_done(const Plan& plan, const Device& device, double seconds) {
   const PlanFacts& facts = plan.facts();
-  const std::string where = device.kind == DeviceKind::cuda
-                                ? " on " + device_text(device)
-                                : fmt::format("{}, {} thread{}", facts.isa.empty() ? "" : " (" + facts.isa + ")",
-                                              facts.threads, facts.threads == 1 ? "" : "s");
-  fmt::print("{:<9} {:>9}  {}{}, workspace {}\n", pass_name(plan.pass()), time_text(seconds), facts.impl, where,
+  fmt::print("{:<9} {:>9}  {}, workspace {}\n", pass_name(plan.pass()), time_text(seconds), plan_text(facts, device),
              bytes_text(static_cast<double>(facts.workspace_bytes)));
 }
 

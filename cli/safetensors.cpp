@@ -21,22 +21,22 @@ constexpr std::size_t kLengthBytes = 8;
 constexpr std::size_t kDataAlignment = 8;
 constexpr const char* kMetadataKey = "__metadata__";
 
-constexpr std::array<std::pair<std::string_view, std::int64_t>, 14> kDTypes{{{"F32", 4},
-                                                                             {"BF16", 2},
-                                                                             {"F16", 2},
-                                                                             {"F64", 8},
-                                                                             {"I64", 8},
-                                                                             {"I32", 4},
-                                                                             {"I16", 2},
-                                                                             {"I8", 1},
-                                                                             {"U64", 8},
-                                                                             {"U32", 4},
-                                                                             {"U16", 2},
-                                                                             {"U8", 1},
-                                                                             {"BOOL", 1},
-                                                                             {"F8_E4M3", 1}}};
+constexpr std::array<std::pair<std::string_view, std::int64_t>, 14> kElementBytes{{{"F32", 4},
+                                                                                   {"BF16", 2},
+                                                                                   {"F16", 2},
+                                                                                   {"F64", 8},
+                                                                                   {"I64", 8},
+                                                                                   {"I32", 4},
+                                                                                   {"I16", 2},
+                                                                                   {"I8", 1},
+                                                                                   {"U64", 8},
+                                                                                   {"U32", 4},
+                                                                                   {"U16", 2},
+                                                                                   {"U8", 1},
+                                                                                   {"BOOL", 1},
+                                                                                   {"F8_E4M3", 1}}};
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::io, "safetensors: " + message); }
+[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::io, "safetensors: " + message); }
 
 // A name from the file, safe to print on one line.
 std::string in_quotes(std::string_view name) {
@@ -48,7 +48,7 @@ std::string in_quotes(std::string_view name) {
 
 std::string accepted_dtypes() {
   std::string names;
-  for (const auto& [name, bytes] : kDTypes) {
+  for (const auto& [name, bytes] : kElementBytes) {
     names.append(names.empty() ? "" : ", ").append(name);
   }
   return names;
@@ -79,7 +79,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       refuse(std::to_string(value));
     }
     if (value > static_cast<number_unsigned_t>(INT64_MAX)) {
-      fail(
+      reject(
           fmt::format("tensor {}: {} {}; accepted: numbers below 2^63", in_quotes(tensors.back().name), field_, value));
     }
     list_->push_back(static_cast<std::int64_t>(value));
@@ -108,7 +108,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool key(string_t& value) override {
     if (depth_ == 1) {
       if (!names_.insert(value).second) {
-        fail(fmt::format("the name {} stands twice in the header", in_quotes(value)));
+        reject(fmt::format("the name {} stands twice in the header", in_quotes(value)));
       }
       in_metadata_ = value == kMetadataKey;
       if (!in_metadata_) {
@@ -119,10 +119,10 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       return true;
     }
     if (!fields_.insert(value).second) {
-      fail(fmt::format("{}: the key {} stands twice", where(), in_quotes(value)));
+      reject(fmt::format("{}: the key {} stands twice", where(), in_quotes(value)));
     }
     if (!in_metadata_ && value != "dtype" && value != "shape" && value != "data_offsets") {
-      fail(fmt::format("{}: key {}; accepted: dtype, shape, data_offsets", where(), in_quotes(value)));
+      reject(fmt::format("{}: key {}; accepted: dtype, shape, data_offsets", where(), in_quotes(value)));
     }
     field_ = value;
     return true;
@@ -154,7 +154,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   bool parse_error(std::size_t position, const std::string& /*token*/,
                    const nlohmann::json::exception& /*error*/) override {
-    fail(fmt::format("the header is not JSON: error at its byte {}", position));
+    reject(fmt::format("the header is not JSON: error at its byte {}", position));
   }
 
  private:
@@ -174,8 +174,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     } else if (depth_ == 2) {
       accepted = field_ == "dtype" ? "a string" : "an array of numbers from 0";
     }
-    fail(fmt::format("{}{}{}: {}; accepted: {}", where(), depth_ == 2 ? " " : "", depth_ == 2 ? in_quotes(field_) : "",
-                     value, accepted));
+    reject(fmt::format("{}{}{}: {}; accepted: {}", where(), depth_ == 2 ? " " : "",
+                       depth_ == 2 ? in_quotes(field_) : "", value, accepted));
   }
 
   int depth_ = 0;
@@ -188,17 +188,18 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
 std::uint64_t header_length(std::span<const std::byte> file) {
   if (file.size() < kLengthBytes) {
-    fail(fmt::format("the file has {} bytes; accepted: 8 bytes of header length and more", file.size()));
+    reject(fmt::format("the file has {} bytes; accepted: 8 bytes of header length and more", file.size()));
   }
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < kLengthBytes; ++i) {
     length |= std::to_integer<std::uint64_t>(file[i]) << (8 * i);
   }
   if (length > kMaxSafeTensorsHeader) {
-    fail(fmt::format("the header has {} bytes; accepted: {} at most", length, kMaxSafeTensorsHeader));
+    reject(fmt::format("the header has {} bytes; accepted: {} at most", length, kMaxSafeTensorsHeader));
   }
   if (length > file.size() - kLengthBytes) {
-    fail(fmt::format("the file is truncated: the header has {} bytes, {} follow", length, file.size() - kLengthBytes));
+    reject(
+        fmt::format("the file is truncated: the header has {} bytes, {} follow", length, file.size() - kLengthBytes));
   }
   return length;
 }
@@ -206,8 +207,8 @@ std::uint64_t header_length(std::span<const std::byte> file) {
 std::int64_t bytes_of_shape(const std::string& name, const std::vector<std::int64_t>& shape, std::int64_t bytes) {
   for (const std::int64_t extent : shape) {
     if (__builtin_mul_overflow(bytes, extent, &bytes)) {
-      fail(fmt::format("tensor {}: shape [{}]; accepted: fewer than 2^63 bytes", in_quotes(name),
-                       fmt::join(shape, ", ")));
+      reject(fmt::format("tensor {}: shape [{}]; accepted: fewer than 2^63 bytes", in_quotes(name),
+                         fmt::join(shape, ", ")));
     }
   }
   return bytes;
@@ -226,25 +227,25 @@ struct Placed {
 void check_bytes(const SafeTensor& tensor, std::int64_t bytes) {
   const std::int64_t element_bytes = safetensors_dtype_bytes(tensor.dtype);
   if (element_bytes == 0) {
-    fail(fmt::format("tensor {}: dtype {}; accepted: {}", in_quotes(tensor.name), in_quotes(tensor.dtype),
-                     accepted_dtypes()));
+    reject(fmt::format("tensor {}: dtype {}; accepted: {}", in_quotes(tensor.name), in_quotes(tensor.dtype),
+                       accepted_dtypes()));
   }
   const std::int64_t expected = bytes_of_shape(tensor.name, tensor.shape, element_bytes);
   if (bytes != expected) {
-    fail(fmt::format("tensor {}: {} bytes of data; {} of shape [{}] has {}", in_quotes(tensor.name), bytes,
-                     tensor.dtype, fmt::join(tensor.shape, ", "), expected));
+    reject(fmt::format("tensor {}: {} bytes of data; {} of shape [{}] has {}", in_quotes(tensor.name), bytes,
+                       tensor.dtype, fmt::join(tensor.shape, ", "), expected));
   }
 }
 
 Placed placed(HeaderTensor& tensor) {
   if (!tensor.dtype || !tensor.shape || !tensor.offsets) {
     const char* missing = !tensor.dtype ? "dtype" : !tensor.shape ? "shape" : "data_offsets";
-    fail(fmt::format("tensor {}: no {}", in_quotes(tensor.name), missing));
+    reject(fmt::format("tensor {}: no {}", in_quotes(tensor.name), missing));
   }
   const auto& offsets = *tensor.offsets;
   if (offsets.size() != 2 || offsets[0] > offsets[1]) {
-    fail(fmt::format("tensor {}: data_offsets [{}]; accepted: [begin, end] with begin <= end", in_quotes(tensor.name),
-                     fmt::join(offsets, ", ")));
+    reject(fmt::format("tensor {}: data_offsets [{}]; accepted: [begin, end] with begin <= end", in_quotes(tensor.name),
+                       fmt::join(offsets, ", ")));
   }
   Placed result{
       {std::move(tensor.name), std::move(*tensor.dtype), std::move(*tensor.shape), {}}, offsets[0], offsets[1]};
@@ -257,17 +258,17 @@ void check_coverage(const std::vector<Placed>& tensors, std::int64_t data_bytes)
   std::int64_t covered = 0;
   for (const Placed& tensor : tensors) {
     if (tensor.end > data_bytes) {
-      fail(fmt::format("{}, but the file has {} bytes of data: it is truncated or corrupt", tensor.describe(),
-                       data_bytes));
+      reject(fmt::format("{}, but the file has {} bytes of data: it is truncated or corrupt", tensor.describe(),
+                         data_bytes));
     }
     if (tensor.begin != covered) {
-      fail(fmt::format("{} {}, its predecessor ends at {}", tensor.describe(),
-                       tensor.begin < covered ? "overlap another tensor" : "leave a gap", covered));
+      reject(fmt::format("{} {}, its predecessor ends at {}", tensor.describe(),
+                         tensor.begin < covered ? "overlap another tensor" : "leave a gap", covered));
     }
     covered = tensor.end;
   }
   if (covered != data_bytes) {
-    fail(fmt::format("{} bytes follow the last tensor; accepted: none", data_bytes - covered));
+    reject(fmt::format("{} bytes follow the last tensor; accepted: none", data_bytes - covered));
   }
 }
 
@@ -281,8 +282,8 @@ const SafeTensor* SafeTensors::find(std::string_view name) const {
 
 std::int64_t safetensors_dtype_bytes(std::string_view dtype) {
   const auto* found =
-      std::find_if(kDTypes.begin(), kDTypes.end(), [&](const auto& entry) { return entry.first == dtype; });
-  return found == kDTypes.end() ? 0 : found->second;
+      std::find_if(kElementBytes.begin(), kElementBytes.end(), [&](const auto& entry) { return entry.first == dtype; });
+  return found == kElementBytes.end() ? 0 : found->second;
 }
 
 SafeTensors parse_safetensors(std::span<const std::byte> file) {
@@ -319,7 +320,7 @@ std::vector<std::byte> safetensors_header(std::span<const SafeTensor> tensors,
   std::int64_t offset = 0;
   for (const SafeTensor& tensor : tensors) {
     if (header.contains(tensor.name)) {
-      fail(fmt::format("the name {} was given twice", in_quotes(tensor.name)));
+      reject(fmt::format("the name {} was given twice", in_quotes(tensor.name)));
     }
     const std::int64_t end = offset + static_cast<std::int64_t>(tensor.data.size());
     check_bytes(tensor, end - offset);

@@ -13,6 +13,7 @@
 #include "cli/compare.h"
 #include "cli/distributed.h"
 #include "cli/flag_values.h"
+#include "cli/plan_text.h"
 #include "cli/problem_flags.h"
 #include "cli/random_problem.h"
 #include "cli/terminal.h"
@@ -32,14 +33,6 @@ struct VerifyFlags {
   std::int64_t first = 0;
   std::optional<ProblemSpace> space;  // nullopt: what the device computes
 };
-
-std::string plan_text(const PlanFacts& facts, const Device& device) {
-  if (device.kind == DeviceKind::cuda) {
-    return fmt::format("{} on {}", facts.impl, device_text(device));
-  }
-  return fmt::format("{}{}, {} thread{}", facts.impl, facts.isa.empty() ? "" : " (" + facts.isa + ")", facts.threads,
-                     facts.threads == 1 ? "" : "s");
-}
 
 std::string judgement(const OutputCheck& check) {
   if (!check.mismatch.empty()) {

@@ -6,11 +6,14 @@ torch_venv=".venv-torch"
 export PATH="$root/$venv/bin:$PATH"
 # Compilations are found again in another clone of the repository.
 export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1
+# With precompiled headers, which tests have, the compiler cache works only so.
+export CCACHE_SLOPPINESS=pch_defines,time_macros
 jobs="${JOBS:-$(nproc)}"
 stage_names=()
 stage_results=()
 stage_seconds=()
 failed_stages=0
+cmake_options=()
 
 # stage NAME COMMAND...: runs it, keeps its time and whether it passed; its status is the command's.
 stage() {
@@ -38,9 +41,13 @@ stage_table() {
   printf '%-32s %8d\n' total "$SECONDS"
 }
 
+gpu_is_there() {
+  [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1
+}
+
 # configure_and_build PRESET TARGET.... Joined by && because errexit does not hold inside a stage.
 configure_and_build() {
-  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" --target "${@:2}"
+  cmake --preset "$1" "${cmake_options[@]}" && cmake --build "build/$1" -j "$jobs" --target "${@:2}"
 }
 
 # The C++ and CUDA files that git tracks or would track, each ended by a null byte.

@@ -85,7 +85,8 @@ install_into() {
   fi
   echo "setup: installing the Python packages of $2 into $1"
   [[ -x "$1/bin/python" ]] || python3 -m venv "$1"
-  "$1/bin/python" -m pip install -q --disable-pip-version-check -r "$2" && cp "$2" "$record"
+  # Most of torch and its like is never imported: what is compiles itself.
+  "$1/bin/python" -m pip install -q --no-compile --disable-pip-version-check -r "$2" && cp "$2" "$record"
 }
 
 # Whether there is an nvcc that the build takes, in the places where cmake/TesseraCuda.cmake looks.
@@ -98,10 +99,6 @@ nvcc_is_there() {
     fi
   done
   return 1
-}
-
-gpu_is_there() {
-  [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1
 }
 
 install_into "$venv" scripts/requirements.txt

@@ -57,6 +57,7 @@ class Pass:
     def __init__(self, case: Case, inputs: list[Tensors], backward: bool):
         self.case, self.inputs, self.backward = case, inputs, backward
         self.expected = exact(case, inputs[0], backward, SDPBackend.MATH)
+        self.products: dict[str, str] = {}
         self.errors: dict[str, float] = {}
         self.apart: dict[str, float] = {}
         self.refused: dict[str, str] = {}
@@ -73,6 +74,7 @@ class Pass:
                 calls.pop(library.name, None)
                 self.refused[library.name] = str(error).partition("\n")[0]
                 continue
+            self.products[library.name] = library.products(self.case)
             self.errors[library.name] = error_of_heads(self.case, results, self.expected)
             if reference is None:
                 reference = results
@@ -95,9 +97,11 @@ class Pass:
         """Two heads of ours have at most twice the worst peer's error and one rounding, and no whole results are far
         apart."""
         theirs = [error for name, error in self.errors.items() if name not in ours]
-        allowed = 2 * max(theirs, default=0.0) + ROUNDING[self.case.dtype]
-        close = all(distance <= APART[self.case.dtype] for distance in self.apart.values())
-        return close and all(name in self.errors and self.errors[name] <= allowed for name in ours)
+        allowed = 2 * max(theirs, default=0.0)
+        close = all(distance <= APART[self.products[name]] for name, distance in self.apart.items())
+        return close and all(
+            name in self.errors and self.errors[name] <= allowed + ROUNDING[self.products[name]] for name in ours
+        )
 
     def row(self, ours: Sequence[str], matrix_rate: float) -> dict[str, Any]:
         flops = self.case.nominal_flops(self.backward)

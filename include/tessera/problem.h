@@ -128,7 +128,8 @@ Problem lower_mask_function(const Problem& problem, int threads = 0);
 void validate(const Problem& problem);
 
 // Whether dropout keeps the weight of this (query, key) pair. Positions are those of the Problem, which the strides and
-// starts in `dropout` turn into those of the whole. (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", Philox4x32-10.)
+// starts in `dropout` turn into those of the whole. (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3": Philox4x32
+// with 7 rounds, the fewest that they found to be Crush-resistant.)
 bool dropout_keeps(const Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query, std::int64_t key);
 
 }  // namespace tessera

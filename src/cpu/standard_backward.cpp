@@ -14,7 +14,7 @@ namespace tessera::internal {
 
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kBlindLse = -std::numeric_limits<float>::infinity();  // of a row that sees nothing
 constexpr std::int64_t kMaxDim = 512;
 
 float line_value(const ConstTensorView& line, const Band& band, const SequenceSpan& span, std::int64_t query) {
@@ -112,7 +112,7 @@ void StandardBackward::score_gradient_row(const BackwardTensors& tensors, std::s
   delta_.in(workspace)[row] = delta;
 
   const float lse = line_value(tensors.lse, band, span, query);
-  const bool blind = lse == -kInfinity;
+  const bool blind = lse == kBlindLse;
   blind_.in(workspace)[row] = blind ? 1 : 0;
   const Range keys = blind ? Range{} : seen;
   standard_rows::exp(weights + keys.begin, keys.size(), lse);
@@ -172,7 +172,7 @@ void StandardBackward::sink_gradient(const BackwardTensors& tensors, const float
       const SequenceSpan span = geometry_.span(batch);
       for (std::int64_t query = 0; query < span.queries; ++query) {
         const float lse = line_value(tensors.lse, {batch, head}, span, query);
-        const float weight = lse == -kInfinity ? 0.0F : std::exp(sink - lse);
+        const float weight = lse == kBlindLse ? 0.0F : std::exp(sink - lse);
         sum -= static_cast<double>(weight) * delta[geometry_.query_row(batch, head, query)];
       }
     }

@@ -72,7 +72,9 @@ std::vector<ListedTile> order_listed_tiles(const Problem& problem, const Schedul
   std::int64_t bytes = 0;
   const auto end_section = [&] {
     std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(first), order.end(),
-                     [](const ListedTile& a, const ListedTile& b) { return a.visits > b.visits; });
+                     [side](const ListedTile& a, const ListedTile& b) {
+                       return a.visits != b.visits ? a.visits > b.visits : side == ListedSide::keys && a.tile < b.tile;
+                     });
     first = order.size();
     bytes = 0;
   };

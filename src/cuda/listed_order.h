@@ -29,7 +29,8 @@ struct ListedSizes {
 
 // Tiles of queries of every query head, or of keys of every key head with the visits of all its query heads, in sections of
 // (sequence, key head) pairs whose other side fits `section_bytes`: pairs that keep most come first, and in a section the
-// longest tiles. `table` is of this side and empty where all sequences are alike.
+// longest tiles. Pairs whose tiles of keys are as long take turns, so that the blocks at work spread their terms of dQ over the
+// tiles of queries of them all. `table` is of this side and empty where all sequences are alike.
 std::vector<ListedTile> order_listed_tiles(const Problem& problem, const ScheduleLists& lists, ListedSide side,
                                            const SequenceTable& table, const ListedSizes& sizes);
 

@@ -17,6 +17,7 @@
 #include "cuda/device.h"
 #include "cuda/stream.h"
 #include "nccl/control_transfer.h"
+#include "nccl/message_queue.h"
 #include "nccl/shared_arena.h"
 #include "tessera/nccl.h"
 
@@ -45,21 +46,13 @@ struct Token {
   std::uint64_t slot = 0;
 };
 
-// One end of a message.
-struct CopyOperation {
-  bool sends = false;
-  int peer = 0;
-  int channel = 0;
-  std::byte* data = nullptr;
-  std::size_t bytes = 0;
-  std::unique_ptr<DeviceEvent> ready;  // the memory may be used
+struct CopyOperation : internal::DeviceMessage {
   Offer offer;
   Token token;
   Transfer offer_transfer;
   Transfer token_transfer;
   std::unique_ptr<DeviceEvent> copied;  // of a sender
   bool started = false;
-  bool dropped = false;  // nobody wants it any more
   Clock::time_point arrived;
 };
 
@@ -83,31 +76,14 @@ class CopyEngine {
   Communicator& control() { return *control_; }
   SharedArena& arena() { return *arena_; }
 
-  std::shared_ptr<CopyOperation> add(bool sends, int peer, int channel, std::byte* data, std::size_t bytes,
-                                     void* stream) {
-    auto operation = std::make_shared<CopyOperation>();
-    operation->sends = sends;
-    operation->peer = peer;
-    operation->channel = channel;
-    operation->data = data;
-    operation->bytes = bytes;
-    operation->ready = std::make_unique<DeviceEvent>(device());
-    operation->ready->record(stream);
-    posted_.push_back(operation);
-    return operation;
+  std::shared_ptr<CopyOperation> add(internal::DeviceMessage message, void* stream) {
+    return posted_.add(std::move(message), device(), stream);
   }
 
   void flush() {
-    if (posted_.empty()) {
-      return;
+    if (!posted_.empty()) {
+      groups_.push_back(posted_.take());
     }
-    std::vector<std::shared_ptr<CopyOperation>> group = std::exchange(posted_, {});
-    std::erase_if(group, [](const auto& operation) { return operation->dropped; });
-    // Offers and tokens pair by their order alone: by that of the channels, on both sides.
-    std::stable_sort(group.begin(), group.end(), [](const auto& a, const auto& b) {
-      return std::pair(a->peer, a->channel) < std::pair(b->peer, b->channel);
-    });
-    groups_.push_back(std::move(group));
   }
 
   void wait(CopyOperation& operation, void* stream) {
@@ -261,7 +237,7 @@ class CopyEngine {
   std::map<std::pair<int, std::uint64_t>, std::unique_ptr<SharedEvent>> events_;         // of this rank's copies
   std::map<std::pair<int, std::uint64_t>, std::unique_ptr<SharedEvent>> opened_events_;  // of others' copies to it
   std::map<int, Counts> counts_;
-  std::vector<std::shared_ptr<CopyOperation>> posted_;
+  internal::MessageQueue<CopyOperation> posted_;
   std::deque<std::vector<std::shared_ptr<CopyOperation>>> groups_;  // flushed and not started
 };
 
@@ -321,7 +297,7 @@ class CopyCommunicator final : public Communicator {
  private:
   std::unique_ptr<PendingTransfer> start(bool sends, int peer, int channel, std::byte* data, std::size_t bytes,
                                          void* stream) {
-    return std::make_unique<CopyTransfer>(*engine_, engine_->add(sends, peer, channel, data, bytes, stream));
+    return std::make_unique<CopyTransfer>(*engine_, engine_->add({sends, peer, channel, data, bytes}, stream));
   }
 
   Device device_;

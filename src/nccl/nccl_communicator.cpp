@@ -1,6 +1,5 @@
 // All transfers of a step are one group of NCCL's: in groups of their own, two ranks that both send first would wait for each
 // other. The group runs in a stream of its own, of high priority, so that its blocks start before those of the next kernel.
-#include <algorithm>
 #include <array>
 #include <cstring>
 #include <thread>
@@ -12,6 +11,7 @@
 #include "cuda/stream.h"
 #include "nccl/control_transfer.h"
 #include "nccl/library.h"
+#include "nccl/message_queue.h"
 #include "tessera/nccl.h"
 
 namespace tessera {
@@ -21,17 +21,9 @@ namespace {
 using Clock = PendingTransfer::Clock;
 using internal::DeviceEvent;
 
-// One end of a message.
-struct Operation {
-  bool sends = false;
-  int peer = 0;
-  int channel = 0;
-  std::byte* data = nullptr;
-  std::size_t bytes = 0;
-  std::shared_ptr<DeviceEvent> ready;  // the memory may be used
+struct Operation : internal::DeviceMessage {
   std::shared_ptr<DeviceEvent> started;
   std::shared_ptr<DeviceEvent> finished;  // of the whole group; null until it has been started
-  bool dropped = false;                   // nobody wants it any more
 };
 
 class Engine {
@@ -66,30 +58,16 @@ class Engine {
   Communicator& control() { return *control_; }
   int device() const { return options_.device.index; }
 
-  std::shared_ptr<Operation> add(bool sends, int peer, int channel, std::byte* data, std::size_t bytes, void* stream) {
+  std::shared_ptr<Operation> add(internal::DeviceMessage message, void* stream) {
     require_sound();
-    auto operation = std::make_shared<Operation>();
-    operation->sends = sends;
-    operation->peer = peer;
-    operation->channel = channel;
-    operation->data = data;
-    operation->bytes = bytes;
-    operation->ready = std::make_shared<DeviceEvent>(device());
-    operation->ready->record(stream);
-    posted_.push_back(operation);
-    return operation;
+    return posted_.add(std::move(message), device(), stream);
   }
 
   void flush() {
     if (posted_.empty()) {
       return;
     }
-    std::vector<std::shared_ptr<Operation>> group = std::exchange(posted_, {});
-    std::erase_if(group, [](const auto& operation) { return operation->dropped; });
-    // NCCL pairs the messages between two ranks by their order alone: by that of the channels, on both sides.
-    std::stable_sort(group.begin(), group.end(), [](const auto& a, const auto& b) {
-      return std::pair(a->peer, a->channel) < std::pair(b->peer, b->channel);
-    });
+    const std::vector<std::shared_ptr<Operation>> group = posted_.take();
     agree(group);
     const internal::CurrentDevice current(device());
     auto started = std::make_shared<DeviceEvent>(device());
@@ -264,7 +242,7 @@ class Engine {
   internal::CopyStream stream_;
   internal::NcclComm comm_ = nullptr;
   bool failed_ = false;
-  std::vector<std::shared_ptr<Operation>> posted_;
+  internal::MessageQueue<Operation> posted_;
 };
 
 class NcclTransfer final : public PendingTransfer {
@@ -328,7 +306,7 @@ class NcclCommunicator final : public Communicator {
  private:
   std::unique_ptr<PendingTransfer> start(bool sends, int peer, int channel, std::byte* data, std::size_t bytes,
                                          void* stream) {
-    return std::make_unique<NcclTransfer>(*engine_, engine_->add(sends, peer, channel, data, bytes, stream));
+    return std::make_unique<NcclTransfer>(*engine_, engine_->add({sends, peer, channel, data, bytes}, stream));
   }
 
   Device device_;

@@ -51,7 +51,8 @@ TEST(Measurement, Median) {
 TEST(Plot, FormatIsTheEndingOfTheName) {
   EXPECT_EQ(plot_format("a.png"), PlotFormat::png);
   EXPECT_EQ(plot_format("b.png.svg"), PlotFormat::svg);
-  test::expect_invalid({"--plot", "c.pdf", ".png", ".svg"}, [] { plot_format("c.pdf"); });
+  EXPECT_EQ(plot_format("c.gp"), PlotFormat::script);
+  test::expect_invalid({"--plot", "c.pdf", ".png", ".svg", ".gp"}, [] { plot_format("c.pdf"); });
 }
 
 TEST(Plot, DrawsBothFormats) {

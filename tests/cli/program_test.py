@@ -37,7 +37,7 @@ class BadFlags(ProgramTest):
             ("verify", "--heads", "6", "--kv-heads", "4"): ["--kv-heads", "4", "divisors"],
             ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
             ("bench", "--seqs", "16", "--seq", "16"): ["--seqs"],
-            ("bench", "--plot", "x.pdf"): ["--plot", "x.pdf", ".png or .svg"],
+            ("bench", "--plot", "x.pdf"): ["--plot", "x.pdf", ".png or .svg", ".gp"],
             ("verify", "--mask", "causal,butterfyl"): ["--mask", "'causal,butterfyl'", "butterfly[:DISTANCE]"],
             ("verify", "--seq", "40", "--blocks", "x./.x"): ["--blocks", "x./.x", "1 rows of 1 blocks"],
             ("verify", "--block-size", "20"): ["--block-size", "'20'", "multiples of 16"],
@@ -248,6 +248,17 @@ class Bench(ProgramTest):
         plot = self.folder / "bench.png"
         self.fails(1, ["--plot", "gnuplot"], "bench", "--plot", plot, env={**os.environ, "PATH": "/nonexistent"})
         self.assertFalse(plot.exists())
+
+    def test_script_of_a_plot_for_another_machine(self):
+        arguments = ("bench", "--seq", 256, "--block-size", 32, "--densities", "0,0.5,1", "--heads", 1, "--dim", 16)
+        script = self.folder / "densities.gp"
+        there = {**os.environ, "PATH": "/nonexistent"}
+        text = self.succeeds(*arguments, "--min-time", 0.01, "--pass", "forward", *THREADS, "--plot", script, env=there)
+        self.assertIn(f"script of the plot written to {script}", text)
+        if shutil.which("gnuplot") is None:
+            self.skipTest("gnuplot is not installed")
+        drawn = subprocess.run(["gnuplot", script], capture_output=True, check=True)
+        self.assertTrue(drawn.stdout.startswith(b"\x89PNG"))
 
 
 class Ranks(ProgramTest):

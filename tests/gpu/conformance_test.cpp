@@ -15,7 +15,7 @@ using test::GpuTest;
 constexpr std::int64_t kMostDim = 256;
 constexpr std::int64_t kDimMultiple = 8;
 
-constexpr std::int64_t kMostProgramDim = 128;
+constexpr std::int64_t kMostDropoutDim = 128;
 constexpr std::int64_t kKeysOfBlock = 64;  // of random numbers
 // Whether kernels walk lists of tiles for it.
 bool is_listed(const Problem& problem) {
@@ -29,7 +29,7 @@ constexpr int kAllDropped = 256;
 // takes no more than the forward pass.
 std::optional<std::string> refused_field(const Problem& problem, Pass pass = Pass::backward) {
   const bool backward = pass == Pass::backward;
-  const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostProgramDim;
+  const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostDropoutDim;
   const bool listed = is_listed(problem);
   const auto dim_refused = [](std::int64_t dim) { return dim % kDimMultiple != 0 || dim > kMostDim; };
   const std::pair<bool, const char*> fields[] = {
@@ -39,9 +39,6 @@ std::optional<std::string> refused_field(const Problem& problem, Pass pass = Pas
       {dim_refused(problem.dim_v), "dim_v"},
       {problem.softmax_scale() <= 0, "scale"},
       {backward && problem.bias_shape.has_value(), "bias_shape"},
-      {backward && wide && problem.softcap != 0, "softcap"},
-      {backward && wide && problem.alibi, "alibi"},
-      {backward && wide && problem.score_function, "score_function"},
       {problem.dropout.threshold() != 0 &&
            (wide || (backward && problem.dropout.threshold() == kAllDropped) || problem.dropout.key_stride != 1 ||
             problem.dropout.key_start % kKeysOfBlock != 0),

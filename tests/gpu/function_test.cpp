@@ -181,14 +181,17 @@ TEST_P(GpuFunctionsOfSm80, EveryHeadDimAndKernel) {
 INSTANTIATE_TEST_SUITE_P(Dtypes, GpuFunctionsOfSm80, testing::Values(DType::bfloat16, DType::float32),
                          [](const auto& info) { return std::string(dtype_name(info.param)); });
 
-// The gradient of wide heads is the sm80 family's.
 TEST_F(GpuFunctions, WideHeads) {
-  Problem problem = with(gpu_problem(150, 200, 2, 256, Mask::causal()), distance_bias({0.03F, 0.1F}));
-  PlanOptions options;
-  options.device = test::kGpu;
-  EXPECT_EQ(Plan::make(problem, Pass::forward, options).facts().impl, "sm90");
-  EXPECT_EQ(Plan::make(problem, Pass::backward, options).facts().impl, "sm80");
-  check(problem, "sm80");
+  for (const std::int64_t dim : {192, 256}) {
+    Problem problem = with(gpu_problem(150, 200, 2, dim, Mask::causal()), distance_bias({0.03F, 0.1F}));
+    PlanOptions options;
+    options.device = test::kGpu;
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      EXPECT_EQ(Plan::make(problem, pass, options).facts().impl, "sm90");
+    }
+    check(problem);
+    check(problem, "sm80");
+  }
 }
 
 TEST_F(GpuFunctions, ErrorsHaveTheUsersLines) {

@@ -151,6 +151,21 @@ TEST(ListedPlan, SequencesThatDiffer) {
   run_all(padded);
 }
 
+// A tile of queries takes its terms of dQ one after the other: where the heads of a section have tiles of keys of one length, the
+// blocks at work are spread over all of them.
+TEST(ListedPlan, HeadsOfASectionTakeTurns) {
+  constexpr std::int64_t kHeads = 4;
+  const BlockGrid grid{2048, 2048, 128, 128};
+  const Problem problem = problem_of(2048, kHeads, Mask::blocks(block_patterns::butterfly(grid)));
+  const ScheduleLists lists = list_schedules(problem, kTileQ, kTileK, internal::BitOrder::by_key);
+  const auto tiles = order_listed_tiles(problem, lists, ListedSide::keys, {}, {kTileK, 16, 512, 8 << 20});
+  ASSERT_EQ(tiles.size(), 16 * kHeads);
+  for (std::size_t n = 0; n < tiles.size(); ++n) {
+    EXPECT_EQ(tiles[n].head, static_cast<std::int32_t>(n % kHeads)) << n;
+    EXPECT_EQ(tiles[n].tile, static_cast<std::int32_t>(n / kHeads)) << n;
+  }
+}
+
 // Each block gets about the same work: of many tiles of random length, no block has a tenth more than the mean.
 TEST(ListedPlan, LongRowsFirstBalanceTheBlocks) {
   const BlockGrid grid{8192, 8192, 128, 128};

@@ -86,6 +86,23 @@ TEST_F(GpuPrograms, LongSequencesMeetTheContract) {
   }
 }
 
+// Up to a softcap of 50 bfloat16 weights need no maximum; below 0.6 of it tanh is a polynomial.
+TEST_F(GpuPrograms, SoftcapsOnBothSidesOfTheBoundMeetTheContract) {
+  for (const std::int64_t dim : {64, 128}) {
+    for (const float softcap : {0.05F, 2.0F, 50.0F, 51.0F}) {
+      Problem problem = gpu_problem(301, 517, 2, dim, Mask::causal());
+      problem.softcap = softcap;
+      problem.sinks = true;
+      for (const Problem& one : {problem, ragged(problem)}) {
+        SCOPED_TRACE(one.describe());
+        const std::string kernel = test::gpu_plan(one, Pass::forward).facts().kernels.front().name;
+        EXPECT_EQ(kernel.find("_bounded") != std::string::npos, softcap <= 50) << kernel;
+        test::expect_conforms(one, {}, test::gpu_targets());
+      }
+    }
+  }
+}
+
 // Positions of dropout are those of the whole, of which the problem is a part.
 TEST_F(GpuPrograms, DropsTheSameElementsOfAPart) {
   Problem problem = gpu_problem(200, 300, 2, 64, Mask::window(90, 40));
@@ -137,8 +154,8 @@ TEST_F(GpuPrograms, RefusalsNameTheField) {
   keys.dropout.key_start = 32;
   EXPECT_NE(refusal_of(keys, Pass::forward).find("sm90: dropout: "), std::string::npos);
   Problem wide = gpu_problem(64, 64, 1, 256);
-  wide.softcap = 5;
-  EXPECT_NE(refusal_of(wide, Pass::backward).find("sm90: softcap: "), std::string::npos);
+  wide.dropout.probability = 0.5;
+  EXPECT_NE(refusal_of(wide, Pass::backward).find("sm90: dropout: "), std::string::npos);
   Problem program = with_all(gpu_problem(64, 64, 1, 64));
   ::setenv("TESSERA_JIT", "off", 1);
   const std::string off = refusal_of(program, Pass::forward);

@@ -88,6 +88,24 @@ TEST_F(GpuShapes, EveryMemoryLayout) {
   }
 }
 
+// Scores so far apart that those of a later tile of keys pass the maximum that a row keeps, in some rows of a warp alone.
+TEST_F(GpuShapes, ScoresThatPassTheMaximum) {
+  const BlockGrid grid{300, 700, 64, 64};
+  const Mask masks[] = {Mask::none(), Mask::causal(), Mask::window(200, 20),
+                        Mask::blocks(block_patterns::random(grid, 0.6, 12))};
+  for (const std::int64_t dim : {64, 96, 128, 192, 256}) {
+    for (const Mask& mask : masks) {
+      for (const DType dtype : {DType::bfloat16, DType::float16}) {
+        Problem problem = gpu_problem(300, 700, 2, dim, mask);
+        problem.dtype = dtype;
+        problem.scale = 1.0F;
+        SCOPED_TRACE(problem.describe());
+        if (!test::lacks_kernel(problem)) test::expect_conforms(problem, {}, test::gpu_targets());
+      }
+    }
+  }
+}
+
 TEST_F(GpuShapes, ManySequencesAndHeads) {
   Problem problem = gpu_problem(3, 40, 24, 64, Mask::causal());
   problem.batch = 70;

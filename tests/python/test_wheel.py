@@ -1,6 +1,7 @@
 """A wheel is built from the source tree, installed into a clean environment and used there.
 
-It is compiled as the build folder of the tests is (CXX says with what), so that the compiler cache has the library.
+It is compiled as the build folder of the tests is (CXX and TESSERA_TEST_KERNELS say with what), so that the
+compiler cache has the library.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cmake.define.CMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1 -DNDEBUG",
         "cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON",
         "cmake.define.TESSERA_WITH_OPENBLAS=ON",
-        "cmake.define.TESSERA_CUDA_KERNELS=default",
+        f"cmake.define.TESSERA_CUDA_KERNELS={os.environ.get('TESSERA_TEST_KERNELS', 'default')}",
         "build-dir=build/wheel-test",
     ]
     settings = [f"--config-settings={setting}" for setting in like_the_tests]

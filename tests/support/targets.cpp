@@ -74,6 +74,15 @@ std::vector<Target> all_targets() {
   return targets;
 }
 
+std::vector<Target> two_targets(std::uint64_t turn) {
+  const std::vector<Target> all = all_targets();
+  std::vector<Target> chosen = {all.front()};
+  if (const std::size_t other = turn % all.size(); other > 0) {
+    chosen.push_back(all[other]);
+  }
+  return chosen;
+}
+
 std::vector<Target> gpu_targets(const std::string& impl) {
   if (gpu_missing(impl)) {
     return {};

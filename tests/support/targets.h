@@ -1,6 +1,7 @@
 // What a test can be run on: every available Impl, each instruction set of those that have several, and GPUs.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ std::vector<std::string> cpu_impls();
 std::vector<Target> all_targets();
 // The last of these alone.
 std::vector<Target> flash_targets();
+// Of all targets, flash with the best instruction set and one of the others, in turn.
+std::vector<Target> two_targets(std::uint64_t turn);
 
 // A GPU's Impl on the first device, where gpu_missing() has nothing to say.
 std::vector<Target> gpu_targets(const std::string& impl = "sm90");

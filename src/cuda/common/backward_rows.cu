@@ -22,6 +22,25 @@ TESSERA_DEVICE float dot(const uint4& a, const uint4& b) {
   return sum;
 }
 
+TESSERA_DEVICE float clamp_finite(float x) {
+  constexpr float kMost = 3e38F;
+  return x > kMost ? kMost : x < -kMost ? -kMost : x;  // NaN stays
+}
+
+TESSERA_DEVICE uint4 statistic_parts(float lse, float delta) {
+  constexpr int kParts = StatisticParts::kParts;
+  float part[2 * kParts];
+#pragma unroll
+  for (int n = 0; n < kParts; ++n) {
+    part[n] = ptx::unpack<ptx::bfloat16>(ptx::pack<ptx::bfloat16>(lse, 0.0F)).x;
+    part[kParts + n] = ptx::unpack<ptx::bfloat16>(ptx::pack<ptx::bfloat16>(delta, 0.0F)).x;
+    lse -= part[n];
+    delta -= part[kParts + n];
+  }
+  return {ptx::pack<ptx::bfloat16>(part[0], part[1]), ptx::pack<ptx::bfloat16>(part[2], part[3]),
+          ptx::pack<ptx::bfloat16>(part[4], part[5]), 0};
+}
+
 // delta = rowsum(dO o O) - dLSE (FlashAttention-2, Algorithm 2, line 4), by kLanes threads a row.
 template <int kLanes>
 TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
@@ -62,15 +81,22 @@ TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
   constexpr float kInfinity = __builtin_huge_valf();
   float lse = kInfinity;
   if (row.inside) {
-    constexpr float kLog2e = 1.44269504088896341F;
     const float found = params.lse[offset(params.lse_strides, row)];
-    lse = found == -kInfinity ? kInfinity : found * kLog2e;  // weights of 0 where nothing is seen
+    lse = found == -kInfinity ? kInfinity : found;  // weights of 0 where nothing is seen
     if (params.dlse != nullptr) {
       sum -= params.dlse[offset(params.dlse_strides, row)];
     }
   }
-  params.lse_log2[row_index] = lse;
-  params.delta[row_index] = row.inside ? sum : 0.0F;
+  const float delta = row.inside ? sum : 0.0F;
+  if (params.lse_log2 != nullptr) {
+    constexpr float kLog2e = 1.44269504088896341F;
+    params.lse_log2[row_index] = lse * kLog2e;
+    params.delta[row_index] = delta;
+  }
+  if (params.parts != nullptr) {
+    reinterpret_cast<uint4*>(params.parts)[row_index] =
+        statistic_parts(clamp_finite(lse * params.lse_factor), clamp_finite(-delta));
+  }
 }
 
 // One block a head, whose terms are added in one order.
@@ -154,11 +180,11 @@ TESSERA_DEVICE void convert_tile(const BackwardConvert& params, std::int64_t fir
     float r_values[32];
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
-      const float4 value = written ? g_block[128 * x] : float4{};
-      r_values[4 * x] = value.x;
-      r_values[4 * x + 1] = value.y;
-      r_values[4 * x + 2] = value.z;
-      r_values[4 * x + 3] = value.w;
+      const float4 value = g_block[128 * x];
+      r_values[4 * x] = written ? value.x : 0.0F;
+      r_values[4 * x + 1] = written ? value.y : 0.0F;
+      r_values[4 * x + 2] = written ? value.z : 0.0F;
+      r_values[4 * x + 3] = written ? value.w : 0.0F;
     }
     const bool below = params.tile_q == 128;
     const int query = tile::fragment_row() + (below ? 64 * block : 0);
@@ -191,7 +217,8 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void __launch_bounds__(256)
     backward_convert(const __grid_constant__ tessera::BackwardConvert params) {
-  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * params.tile_q;
+  // From the end: what the backward kernel added last is still in the L2 cache.
+  const std::int64_t first_row = static_cast<std::int64_t>(gridDim.x - 1 - blockIdx.x) * params.tile_q;
   if (params.bfloat16 != 0) {
     tessera::convert_tile<tessera::ptx::bfloat16>(params, first_row);
   } else {

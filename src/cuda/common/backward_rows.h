@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/tile/listed.h"
+#include "cuda/tile/statistic_parts.h"
 #include "cuda/tile/work.h"
 
 namespace tessera {
@@ -12,9 +13,11 @@ struct BackwardRows {
   const void *out, *dout;
   const float *lse, *dlse;  // dlse may be null
   Strides out_strides, dout_strides, lse_strides, dlse_strides;
-  float *lse_log2, *delta;
-  float* dq_sum;          // zeroed, or null
-  std::int32_t* numbers;  // zeroed: the counter and the turns
+  float *lse_log2, *delta;  // null where parts are enough
+  StatisticParts* parts;    // or null
+  float lse_factor;         // of LSE in parts: -1 / the scale of scores
+  float* dq_sum;            // zeroed, or null
+  std::int32_t* numbers;    // zeroed: the counter and the turns
   std::int64_t number_count;
   Batch batch;
   std::int64_t rows;  // of statistics: (batch, head) pairs or heads, times line_rows

@@ -32,23 +32,26 @@ TESSERA_DEVICE void mma<float16>(float* d, const std::uint32_t* a, std::uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// D = A B, so that D need not be cleared.
+// D = A B + C, where C is the same in all columns: `upper` in row l / 4 and `lower` in the row 8 further on. D need not be cleared.
 template <class Element>
-TESSERA_DEVICE void mma_first(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1);
+TESSERA_DEVICE void mma_first(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, float upper = 0.0F,
+                              float lower = 0.0F);
 
 template <>
-TESSERA_DEVICE void mma_first<bfloat16>(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1) {
+TESSERA_DEVICE void mma_first<bfloat16>(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1,
+                                        float upper, float lower) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, "
-      "%10, %10};"
+      "%11, %11};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0F));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(upper), "f"(lower));
 }
 template <>
-TESSERA_DEVICE void mma_first<float16>(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, "
-      "%10};"
+TESSERA_DEVICE void mma_first<float16>(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1,
+                                       float upper, float lower) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %11, "
+      "%11};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0F));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(upper), "f"(lower));
 }
 
 // D += A B: A [16 x 8] and B [8 x 8] of tf32, whose low 13 bits are ignored. a[0..3]: (row l / 4, depth l % 4), the same of
@@ -86,11 +89,13 @@ TESSERA_DEVICE void load_matrices_transposed(std::uint32_t s_address, std::uint3
                : "memory");
 }
 
-TESSERA_DEVICE std::uint32_t load_word(std::uint32_t s_address) {
-  std::uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(s_address) : "memory");
-  return word;
-}
+// Whether an instruction stores such matrices (compute capability 9.0): store_matrices in registers.cuh.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kStoresMatrices = true;
+#else
+inline constexpr bool kStoresMatrices = false;
+#endif
+
 TESSERA_DEVICE float load_float(std::uint32_t s_address) { return __uint_as_float(load_word(s_address)); }
 
 }  // namespace tessera::ptx

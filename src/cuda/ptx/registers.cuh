@@ -94,6 +94,13 @@ TESSERA_DEVICE void store_words(void* g_target, const std::uint32_t (&words)[4])
                : "memory");
 }
 
+// From 4 aligned bytes of shared memory.
+TESSERA_DEVICE std::uint32_t load_word(std::uint32_t s_address) {
+  std::uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(s_address) : "memory");
+  return word;
+}
+
 // Four 8 x 8 matrices of 16-bit elements to shared memory; lane l gives the address of row l % 8 of matrix l / 8.
 TESSERA_DEVICE void store_matrices(std::uint32_t s_address, std::uint32_t r0, std::uint32_t r1, std::uint32_t r2,
                                    std::uint32_t r3) {

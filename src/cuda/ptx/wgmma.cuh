@@ -1,8 +1,9 @@
 // Warpgroup matrix products, D += A B with D [64 x N] in float32 registers (PTX ISA, "wgmma").
 //
-// Wgmma<N, Element>: `ss` takes A and B from shared memory, `rs` takes A from registers. The *_first forms overwrite D: they
-// are forms of their own because an accumulator that is read would keep its old values alive. `kTransA` and `kTransB` are 1
-// for an operand whose rows (A) or columns (B) are contiguous instead of its depth.
+// Wgmma<N, Element>: `ss` takes A and B from shared memory, `rs` takes A from registers, which have to keep their values until it
+// is complete. The *_first forms overwrite D: they are forms of their own because an accumulator that is read would keep its old
+// values alive. `kTransA` and `kTransB` are 1 for an operand whose rows (A) or columns (B) are contiguous instead of its depth; B of
+// rs_first has its depth contiguous.
 #pragma once
 
 #include "cuda/ptx/device.cuh"
@@ -45,6 +46,14 @@ TESSERA_DEVICE std::uint64_t depth_major(std::uint32_t s_address, std::uint32_t 
 // Rows or columns contiguous (64 of them a row, each row one step of depth); `group_bytes` from one 64 to the next.
 TESSERA_DEVICE std::uint64_t width_major(std::uint32_t s_address, std::uint32_t group_bytes, std::uint32_t offset = 0) {
   return operand(s_address, group_bytes, offset);
+}
+
+// Without a swizzle, depth contiguous: 8 rows of 16 bytes behind each other, `leading_bytes` from them to the same rows of the next
+// 8 columns and `group_bytes` to the next 8 rows.
+TESSERA_DEVICE std::uint64_t unswizzled(std::uint32_t s_address, std::uint32_t leading_bytes,
+                                        std::uint32_t group_bytes) {
+  const std::uint32_t low = (s_address & 0x3FFFF) >> 4 | leading_bytes >> 4 << 16;
+  return low | static_cast<std::uint64_t>(group_bytes >> 4) << 32;
 }
 
 template <int N, class Element>
@@ -101,8 +110,8 @@ struct Wgmma;
 
 #define TESSERA_WGMMA_NAME(N, type) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type
 
-// REGS = N / 2 accumulators; I0 .. I5 are the numbers of the operands behind them.
-#define TESSERA_WGMMA_TYPED(N, Element, type, REGS, I0, I1, I2, I3, I4, I5)                                         \
+// REGS = N / 2 accumulators; I0 .. I6 are the numbers of the operands behind them.
+#define TESSERA_WGMMA_TYPED(N, Element, type, REGS, I0, I1, I2, I3, I4, I5, I6)                                     \
   template <>                                                                                                       \
   struct Wgmma<N, Element> {                                                                                        \
     template <int kTransA = 0, int kTransB = 0>                                                                     \
@@ -119,26 +128,33 @@ struct Wgmma;
                    : TESSERA_BIND##REGS(TESSERA_WRITTEN, d)                                                         \
                    : "l"(a), "l"(b), "n"(kTransA), "n"(kTransB));                                                   \
     }                                                                                                               \
-    /* `add` false overwrites D. B has its columns contiguous. */                                                   \
+    /* `add` false overwrites D. */                                                                                 \
+    template <int kTransB = 1>                                                                                      \
     static TESSERA_DEVICE void rs(float (&d)[REGS], const std::uint32_t* a, std::uint64_t b, bool add) {            \
       asm volatile("{ .reg .pred add; setp.ne.b32 add, %" #I5                                                       \
                    ", 0;\n" TESSERA_WGMMA_NAME(N, type) " {" TESSERA_LIST##REGS                                     \
-                   "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", add, 1, 1, 1; }"                         \
+                   "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", add, 1, 1, %" #I6 "; }"                  \
                    : TESSERA_BIND##REGS(TESSERA_UPDATED, d)                                                         \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));               \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(kTransB)); \
+    }                                                                                                               \
+    static TESSERA_DEVICE void rs_first(float (&d)[REGS], const std::uint32_t* a, std::uint64_t b) {                \
+      asm volatile("{ .reg .pred add; setp.ne.b32 add, 0, 0;\n" TESSERA_WGMMA_NAME(N, type) " {" TESSERA_LIST##REGS \
+                   "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", add, 1, 1, 0; }"                         \
+                   : TESSERA_BIND##REGS(TESSERA_WRITTEN, d)                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                           \
     }                                                                                                               \
   };
 
-#define TESSERA_WGMMA(N, REGS, I0, I1, I2, I3, I4, I5)                   \
-  TESSERA_WGMMA_TYPED(N, bfloat16, "bf16", REGS, I0, I1, I2, I3, I4, I5) \
-  TESSERA_WGMMA_TYPED(N, float16, "f16", REGS, I0, I1, I2, I3, I4, I5)
+#define TESSERA_WGMMA(N, REGS, I0, I1, I2, I3, I4, I5, I6)                   \
+  TESSERA_WGMMA_TYPED(N, bfloat16, "bf16", REGS, I0, I1, I2, I3, I4, I5, I6) \
+  TESSERA_WGMMA_TYPED(N, float16, "f16", REGS, I0, I1, I2, I3, I4, I5, I6)
 
-TESSERA_WGMMA(64, 32, 32, 33, 34, 35, 36, 37)
-TESSERA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45)
-TESSERA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53)
-TESSERA_WGMMA(128, 64, 64, 65, 66, 67, 68, 69)
-TESSERA_WGMMA(144, 72, 72, 73, 74, 75, 76, 77)
-TESSERA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101)
-TESSERA_WGMMA(256, 128, 128, 129, 130, 131, 132, 133)
+TESSERA_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
+TESSERA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
+TESSERA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
+TESSERA_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
+TESSERA_WGMMA(144, 72, 72, 73, 74, 75, 76, 77, 78)
+TESSERA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
+TESSERA_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
 }  // namespace tessera::ptx

@@ -7,6 +7,7 @@
 
 #include "cuda/function_source.h"
 #include "cuda/nvrtc.h"
+#include "cuda/score_params.h"
 #include "cuda/sm90/executable.h"
 #include "cuda/tensors.h"
 
@@ -25,6 +26,9 @@ std::vector<std::string> names_of(std::uint32_t features) {
     if ((features & static_cast<std::uint32_t>(feature)) != 0) {
       names.emplace_back(name);
     }
+  }
+  if ((features & kBounded) != 0) {
+    names.emplace_back("bounded");
   }
   return names;
 }
@@ -59,6 +63,10 @@ KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> co
                   (program == 0 ? "_INSTANCE(" : "_PROGRAM(") + image.name + ", " + arguments + mask + ", " + element +
                   (program == 0 ? ")\n" : ", " + std::to_string(program) + ")\n");
   return image;
+}
+
+std::uint32_t backward_features(const Problem& problem) {
+  return score_features(problem) & ~static_cast<std::uint32_t>(ScoreFeature::sinks);
 }
 
 std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel) {

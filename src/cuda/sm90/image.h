@@ -24,6 +24,10 @@ inline constexpr KernelFamily kBackwardQueriesFamily{"sm90_backward_queries", "c
 KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> columns, const Problem& problem,
                        std::uint32_t features);
 
+// Of ScoreFeature: the modifiers that kernels of the backward pass are compiled for. Sinks are in LSE, and their gradient has a
+// kernel of its own.
+std::uint32_t backward_features(const Problem& problem);
+
 // That neither the build has a kernel (or "backward kernel") for the problem nor one can be compiled, and why.
 std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel);
 

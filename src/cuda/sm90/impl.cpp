@@ -64,25 +64,16 @@ std::optional<std::string> refuses_features(const Problem& problem) {
 
 // Of the score program.
 std::optional<std::string> refuses_program(const Problem& problem, Pass pass) {
-  constexpr std::int64_t kMostProgramDim = 128;
+  constexpr std::int64_t kMostNarrowDim = 128;
   constexpr std::int64_t kBlockKeys = 64;  // of a Philox block
   constexpr int kAllDropped = 256;         // whose scale of kept weights is infinite
-  const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostProgramDim;
+  const bool wide = std::max(problem.dim_qk, problem.dim_v) > kMostNarrowDim;
   const bool dropout = problem.dropout.threshold() != 0;
   if (pass == Pass::backward && wide && needs_lists(problem.mask)) {
     return "mask: its backward pass takes segments and block masks up to head dim 128";
   }
   if (pass == Pass::backward && problem.bias_shape) {
     return "bias_shape: its backward pass has no gradient of a bias";
-  }
-  if (pass == Pass::backward && wide) {
-    for (const auto& [present, name] : {std::pair{problem.softcap != 0, "softcap"},
-                                        {problem.alibi, "alibi"},
-                                        {problem.score_function.has_value(), "score_function"}}) {
-      if (present) {
-        return std::string(name) + ": its backward pass takes it up to head dim 128";
-      }
-    }
   }
   if (dropout && wide) {
     return "dropout: it takes it up to head dim 128";

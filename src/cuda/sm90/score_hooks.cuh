@@ -21,6 +21,7 @@ struct Features {
   static constexpr bool kSinks = has(ScoreFeature::sinks);
   static constexpr bool kFunction = has(ScoreFeature::function);
   static constexpr bool kAdds = kAlibi || kBias;
+  static constexpr bool kHasBound = (kFeatures & kBounded) != 0;
 
   using Place = tile::FunctionPlace<has(ScoreFeature::positions)>;
   // What a function takes, of what the softcap or the product leaves.
@@ -48,8 +49,8 @@ TESSERA_DEVICE float soft_cap(float x) {
   }
 }
 
-// ALiBi of a fragment: -slope |query + diagonal - key| in powers of two. In a tile that lies on one side of the diagonal it is
-// linear, and costs one multiply-add a score.
+// ALiBi of a fragment of the backward kernels: -slope |query + diagonal - key| in powers of two. In a tile that lies on one side of
+// the diagonal it is linear, and costs one multiply-add a score.
 class AlibiFragment {
  public:
   // `distance`: query + diagonal - key of the thread's first element, smallest and largest that of the tile.

@@ -14,7 +14,7 @@ struct DqFragments {
     return ptx::kVectorReduce ? (index * kThreads + thread) * 4 : 4 * index * kThreads + thread;
   }
   TESSERA_DEVICE static void store(float* g_tile, int index, const float* r_values) {
-    float* const g_target = g_tile + at(index, static_cast<int>(threadIdx.x));
+    float* const g_target = g_tile + at(0, static_cast<int>(threadIdx.x)) + at(index, 0);  // one address for all
     if constexpr (ptx::kVectorReduce) {
       *reinterpret_cast<float4*>(g_target) = float4{r_values[0], r_values[1], r_values[2], r_values[3]};
     } else {
@@ -25,7 +25,7 @@ struct DqFragments {
     }
   }
   TESSERA_DEVICE static void add(float* g_tile, int index, const float* r_values) {
-    float* const g_target = g_tile + at(index, static_cast<int>(threadIdx.x));
+    float* const g_target = g_tile + at(0, static_cast<int>(threadIdx.x)) + at(index, 0);  // one address for all
     if constexpr (ptx::kVectorReduce) {
       ptx::reduce_add_vector(g_target, r_values);
     } else {

@@ -58,8 +58,7 @@ class ListedBits {
     }
   }
 
-  TESSERA_DEVICE void hide(float (&r_scores)[kColumns / 2]) const {
-    constexpr float kHidden = -__builtin_huge_valf();
+  TESSERA_DEVICE void hide(float (&r_scores)[kColumns / 2], float hidden = -__builtin_huge_valf()) const {
     std::uint32_t moved[2][kWords];  // the thread's columns are those of multiples of 8, and the next
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
@@ -71,7 +70,7 @@ class ListedBits {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         if ((moved[e >> 1][i / 4] & (1U << (8 * (i % 4) + (e & 1)))) == 0) {
-          r_scores[4 * i + e] = kHidden;
+          r_scores[4 * i + e] = hidden;
         }
       }
     }

@@ -1,13 +1,13 @@
-// Philox4x32-10 (Salmon et al., SC 2011), as src/core/philox.h has it for the CPU.
+// Philox4x32-7 (Salmon et al., SC 2011), as src/core/philox.h has it for the CPU.
 #pragma once
 
 #include "cuda/ptx/device.cuh"
 
 namespace tessera::tile {
 
-TESSERA_DEVICE uint4 philox4x32_10(uint4 counter, std::uint32_t key_low, std::uint32_t key_high) {
+TESSERA_DEVICE uint4 philox4x32_7(uint4 counter, std::uint32_t key_low, std::uint32_t key_high) {
 #pragma unroll
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 7; ++round) {
     const std::uint64_t first = static_cast<std::uint64_t>(0xD2511F53U) * counter.x;
     const std::uint64_t second = static_cast<std::uint64_t>(0xCD9E8D57U) * counter.z;
     counter = {static_cast<std::uint32_t>(second >> 32) ^ counter.y ^ key_low, static_cast<std::uint32_t>(second),

@@ -209,10 +209,10 @@ class ScoreModifiers {
   TESSERA_DEVICE uint4 block(int query, std::int64_t position) const {
     const DropoutParams& dropout = params_.dropout;
     const auto lane = static_cast<std::uint32_t>(position & 7) >> 1;
-    return philox4x32_10({4 * static_cast<std::uint32_t>(position >> 6) + lane,
-                          static_cast<std::uint32_t>(query * dropout.query_stride + dropout.query_start),
-                          dropout.head_start + head_, dropout.batch_start + sequence_},
-                         dropout.seed_low, dropout.seed_high);
+    return philox4x32_7({4 * static_cast<std::uint32_t>(position >> 6) + lane,
+                         static_cast<std::uint32_t>(query * dropout.query_stride + dropout.query_start),
+                         dropout.head_start + head_, dropout.batch_start + sequence_},
+                        dropout.seed_low, dropout.seed_high);
   }
   TESSERA_DEVICE static std::uint32_t byte_of(const uint4& block, std::uint32_t index) {
     const std::uint32_t low = (index & 4) != 0 ? block.y : block.x;

@@ -66,6 +66,10 @@ inline constexpr std::uint32_t kCompact = 1U << 31;
 // Beside the modifiers of a kernel of the sm80 family with a function: it writes float32, else the inputs' dtype. Others read that
 // at run time.
 inline constexpr std::uint32_t kFloat32Output = 1U << 30;
+// Beside the modifiers of a Hopper forward kernel: its softcap is at most kMostBoundedSoftcap and nothing but it changes scores, so
+// that powers of two of the logits are far from the ends of float32 and bfloat16, also times values and summed over keys.
+inline constexpr std::uint32_t kBounded = 1U << 29;
+inline constexpr float kMostBoundedSoftcap = 50.0F;
 
 // The modifiers of a kernel: known when it is compiled, so that absent ones cost nothing, or read from its parameters.
 template <std::uint32_t kFeatures>
@@ -76,6 +80,7 @@ struct StaticProgram {
   static constexpr bool kFunction = (kFeatures & static_cast<std::uint32_t>(ScoreFeature::function)) != 0;
   static constexpr bool kMoved = (kFeatures & static_cast<std::uint32_t>(ScoreFeature::positions)) != 0;
   static constexpr bool kFloat32 = (kFeatures & kFloat32Output) != 0;
+  static constexpr bool kMayDrop = (kFeatures & static_cast<std::uint32_t>(ScoreFeature::dropout)) != 0;
   // Whether scores become logits in a step of their own. Without one the softmax multiplies them, by a scale above 0.
   static constexpr bool transforms(const ScoreParams& /*params*/) { return (kFeatures & kTransforms) != 0; }
 };
@@ -84,6 +89,7 @@ struct RuntimeProgram {
   static constexpr bool kFunction = false;
   static constexpr bool kMoved = false;
   static constexpr bool kFloat32 = false;
+  static constexpr bool kMayDrop = true;
   static constexpr bool has(const ScoreParams& params, ScoreFeature feature) {
     return (params.features & static_cast<std::uint32_t>(feature)) != 0;
   }

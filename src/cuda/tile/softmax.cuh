@@ -16,18 +16,18 @@ namespace tessera::tile {
 TESSERA_DEVICE int fragment_row() { return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; }
 TESSERA_DEVICE int fragment_column() { return threadIdx.x % 4 * 2; }
 
-// Hides the scores outside `first` .. `last` (for each of the two rows, relative to the thread's first column). Columns are
-// compile-time constants, so that each score costs one comparison with an immediate.
+// Sets the scores outside `first` .. `last` (for each of the two rows, relative to the thread's first column) to `hidden`. Columns
+// are compile-time constants, so that each score costs one comparison with an immediate.
 template <bool kBothEnds, int kCount>
-TESSERA_DEVICE void hide_scores(float (&r_scores)[kCount], const int (&first)[2], const int (&last)[2]) {
-  constexpr float kHidden = -__builtin_huge_valf();
+TESSERA_DEVICE void hide_scores(float (&r_scores)[kCount], const int (&first)[2], const int (&last)[2],
+                                float hidden = -__builtin_huge_valf()) {
 #pragma unroll
   for (int i = 0; i < kCount / 4; ++i) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int column = 8 * i + (e & 1);
       if (column > last[e >> 1] || (kBothEnds && column < first[e >> 1])) {
-        r_scores[4 * i + e] = kHidden;
+        r_scores[4 * i + e] = hidden;
       }
     }
   }
@@ -35,6 +35,8 @@ TESSERA_DEVICE void hide_scores(float (&r_scores)[kCount], const int (&first)[2]
 
 // Of the two rows that a thread has a part of.
 struct OnlineSoftmax {
+  static constexpr float kHidden = -__builtin_huge_valf();  // what update() takes for a hidden score
+
   float maximum[2];  // of the scores so far, before the scale
   float sum[2];      // of this thread's weights alone
   float rescale[2];  // what the latest update did to everything before it

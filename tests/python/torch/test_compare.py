@@ -8,17 +8,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tessera
 import torch
+from torch.nn.attention import SDPBackend
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from compare import cases, cuda, gpu, libraries, long_sequence  # noqa: E402
+import compare_torch  # noqa: E402
+from compare import cases, cuda, gpu, libraries, long_sequence, programs, ratios, sm80  # noqa: E402
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,25 +45,31 @@ def test_cpu(tmp_path: Path) -> None:
     assert "geometric mean" in result.stdout
 
 
-def test_names_that_no_case_has() -> None:
-    result = run("--cases", "int4-*")
-    assert result.returncode == 2
-    assert "no case has a name like int4-*" in result.stderr
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the program says when it refuses these arguments: in this process, which has torch already."""
+
+    def refused(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["compare_torch.py", *arguments])
+        assert compare_torch.main() == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def test_names_that_no_case_has(refusal: Callable[..., str]) -> None:
+    assert "no case has a name like int4-*" in refusal("--cases", "int4-*")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("options", [[], ["--block-sparse"], ["--long"]])
-def test_cuda_without_a_device(options: list[str]) -> None:
-    result = run("--device", "cuda", *options)
-    assert result.returncode == 2
-    assert "no CUDA device" in result.stderr
+@pytest.mark.parametrize("options", [[], ["--block-sparse"], ["--long"], ["--programs"], ["--sm80"]])
+def test_cuda_without_a_device(options: list[str], refusal: Callable[..., str]) -> None:
+    assert "no CUDA device" in refusal("--device", "cuda", *options)
 
 
-@pytest.mark.parametrize("option", ["--block-sparse", "--functions", "--long"])
-def test_what_needs_a_gpu(option: str) -> None:
-    result = run(option)
-    assert result.returncode == 2
-    assert f"{option} needs --device cuda" in result.stderr
+@pytest.mark.parametrize("option", ["--block-sparse", "--functions", "--long", "--programs", "--sm80"])
+def test_what_needs_a_gpu(option: str, refusal: Callable[..., str]) -> None:
+    assert f"{option} needs --device cuda" in refusal(option)
 
 
 class HostAsDevice(gpu.CudaDevice):
@@ -194,3 +204,96 @@ def test_a_long_sequence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "butterfly    75.00%" in printed
     assert "standard" in printed
+
+
+HOST_FAMILY = (
+    sm80.Inputs("bfloat16", (64,), 1.0, ("FlashAttention-2", SDPBackend.FLASH_ATTENTION), {"bfloat16": {}}),
+    sm80.Inputs(
+        "float32",
+        (96,),
+        0.5,
+        ("math", SDPBackend.MATH),
+        {"float32": {}, "TF32": {"float32_products": "tf32"}},
+    ),
+)
+
+
+def test_the_family_of_ampere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sm80, "IMPL", "flash")
+    monkeypatch.setattr(sm80, "INPUTS", HOST_FAMILY)
+    options = argparse.Namespace(**{**vars(OPTIONS), "cases": ["*-d64-*"]})
+    rows = sm80.compare(HostAsDevice(), options)
+    assert [(row["dtype"], row["seq"], row["batch"], row["causal"], row["pass"]) for row in rows] == [
+        (dtype, seq, batch, causal, name)
+        for dtype, seq, batch in (("bfloat16", 64, 3), ("float32", 96, 1))
+        for causal in (False, True)
+        for name in ("forward", "backward")
+    ]
+    for row in rows:
+        assert row["agree"], row
+        names = ["float32", "TF32"] if row["dtype"] == "float32" else ["bfloat16"]
+        if row["pass"] == "backward":
+            names = [x for name in names for x in (name, f"{name}, any order")]
+        assert list(row["over_peer"]) == list(row["kernels"]) == names
+        for name in names:
+            ratio = row["timing"][row["peer"]]["seconds"] / row["timing"][name]["seconds"]
+            assert row["over_peer"][name] == pytest.approx(ratio)
+    summary = ratios.summarise(rows, "over_peer")
+    forward = next(row for row in summary if (row["pass"], row["name"]) == ("forward", "TF32"))
+    values = [row["over_peer"]["TF32"] for row in rows if row["dtype"] == "float32" and row["pass"] == "forward"]
+    assert forward["geometric_mean"] == pytest.approx((values[0] * values[1]) ** 0.5)
+    assert forward["worst"] == min(values)
+    assert forward["dims"] == {64: forward["geometric_mean"]}
+    ratios.print_summary(summary, sm80.DIMS)
+    assert "TF32, any order" in capsys.readouterr().out
+
+
+def test_an_impl_that_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sm80, "IMPL", "flash")
+    monkeypatch.setattr(tessera, "explain", lambda *arguments, **options: "impl       reference (1 thread)\n")
+    case = cases.Case("bfloat16", 64, 32, True, 1, 2)
+    row = sm80.run_pass(HostAsDevice(), HOST_FAMILY[0], case, False, OPTIONS)
+    assert not row["agree"]
+    assert row["refused"] == {"bfloat16": "reference computed what flash was asked for"}
+    assert "DISAGREES" in sm80.line(row)
+
+
+def test_programs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(programs, "IMPL", "flash")
+    monkeypatch.setattr(programs, "LENGTHS", (80,))
+    monkeypatch.setattr(programs, "CHECKED_QUERIES", 48)
+    options = argparse.Namespace(**{**vars(OPTIONS), "cases": ["*-d128-*"], "tokens": 160})
+    found = programs.all_cases(options)
+    assert list(found) == [programs.Case(128, 80, False), programs.Case(128, 80, True)]
+    record = programs.compare(HostAsDevice(), found, options)
+    json.dumps(record)
+    assert len(record["compiled"]) == 4 * len(programs.PROGRAMS)
+    assert all(row["seconds"] > 0 for row in record["compiled"])
+    assert len(record["rows"]) == 4
+    for row in record["rows"]:
+        assert row["agree"], row
+        assert list(row["of_plain"]) == list(programs.PROGRAMS)
+        ratio = row["milliseconds"]["plain"] / row["milliseconds"]["dropout"]
+        assert row["of_plain"]["dropout"] == pytest.approx(ratio)
+    assert "tanh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", list(programs.PROGRAMS))
+def test_a_program_that_is_left_out_disagrees(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "IMPL", "flash")
+    monkeypatch.setattr(programs, "CHECKED_QUERIES", 48)
+    case = programs.Case(128, 80, True)
+    torch.manual_seed(1)
+    tensors = tuple(torch.randn(1, 80, 16, 128, dtype=torch.bfloat16) for _ in range(4))
+    for backward in (False, True):
+        right = programs.make_call(case, program, tensors, backward)()
+        plain = programs.make_call(case, programs.PLAIN, tensors, backward)()
+        assert programs.error(case, program, tensors, right, backward) < 2 * cases.ROUNDING["bfloat16"]
+        assert programs.error(case, program, tensors, plain, backward) > 2 * cases.ROUNDING["bfloat16"]
+
+
+def test_the_cache_is_empty_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_CACHE_DIR", "before")
+    with programs.empty_cache():
+        assert list(Path(os.environ["TESSERA_CACHE_DIR"]).iterdir()) == []
+    assert os.environ["TESSERA_CACHE_DIR"] == "before"

@@ -9,8 +9,7 @@
 #pragma once
 
 #include "cuda/ptx/gate.cuh"
-#include "cuda/sm80/bwd/loader.cuh"
-#include "cuda/sm80/bwd/scores.cuh"
+#include "cuda/sm80/bwd/notes.cuh"
 #include "cuda/sm80/bwd/store.cuh"
 #include "cuda/sm80/bwd/turn.cuh"
 #include "cuda/tile/dq_fragments.cuh"
@@ -19,9 +18,7 @@ namespace tessera::sm80 {
 
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 class BackwardBlock {
-  using Loader = BackwardLoader<kConfig, Element, kRole>;
-  using Cursor = typename Loader::Cursor;
-  using Step = typename Loader::Step;
+  using Notes = BackwardNotes<kConfig, kRole>;
   using Tiles = BackwardTiles<kConfig, kRole>;
   using Warp = BackwardWarp<kConfig, Element>;
   using Scores = BackwardScores<kConfig, Element, Program, kRole>;
@@ -33,12 +30,12 @@ class BackwardBlock {
   static constexpr int kM = Warp::kM;
 
   // An accumulator that this role has, else nothing to speak of.
-  template <bool kPresent, int kN>
-  using Sum = float[kPresent ? kM : 1][kPresent ? 4 * kN : 1];
+  template <bool kPresent, int kN, int kRowsOfFragments = kM>
+  using Sum = float[kPresent ? kRowsOfFragments : 1][kPresent ? 4 * kN : 1];
 
  public:
-  TESSERA_DEVICE BackwardBlock(const BackwardParams& params, std::uint32_t s_base)
-      : params_(params), tiles_{s_base}, scores_(params_, tiles_, warp_) {
+  TESSERA_DEVICE BackwardBlock(const BackwardParams& params, std::uint32_t s_base, Notes& s_notes)
+      : params_(params), s_notes_(s_notes), tiles_{s_base}, scores_(params_, tiles_, warp_) {
     if constexpr (kGated) {
       if (threadIdx.x == 0) {
         ptx::gate_init(tiles_.gate(), kConfig.threads());
@@ -48,18 +45,92 @@ class BackwardBlock {
     }
   }
 
-  TESSERA_DEVICE void run(const OwnedTile& owned) {
-    Loader loader(params_, tiles_, owned);
-    Sum<kOfKeys, Warp::kKeyN> r_dk = {};
-    Sum<kOfKeys, Warp::kKeyN> r_dv = {};
+  // Of the tile in the notes.
+  TESSERA_DEVICE void run() {
+    if constexpr (kGated) {
+      run_gated();
+    } else {
+      run_streamed();
+    }
+  }
+
+ private:
+  struct Sums {
+    Sum<kOfKeys, Warp::kKeyN, Warp::kKeyM> r_keys = {};  // dV or dK
     Sum<kRole == BackwardRole::queries, Warp::kQueryN> r_dq = {};
     Sum<kRole == BackwardRole::bias, Warp::kScoreN> r_bias = {};
+  };
+
+  TESSERA_DEVICE void run_gated() {
+    const NotedSteps<kConfig, Element, Program, kRole> steps(params_, tiles_, s_notes_);
+    Sums sums;
+    steps.begin();
+    bool more = false;
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {  // one copy of the code
+      steps.work_out(step_ + i);
+      if (i == 0) {
+        __syncthreads();
+        more = load_ahead(steps, step_);
+      }
+    }
+    steps.work_out_item();
+    while (more) {
+      const NotedStep now = steps.step(step_);
+      const Modifiers modifiers(params_.score, now.sequence(), now.index(), now.head());
+      typename Warp::Scores r_scores = {};
+      typename Warp::Scores r_dp = {};
+      typename Warp::Kept r_kept;
+      ptx::gate_wait(tiles_.arrival(), stage());
+      score_product<true>(r_scores, tiles_.q(stage()), tiles_.k(stage()));
+      pass_gate();
+      scores_.weigh(modifiers, now, now.whole(), r_scores, r_kept, stage());  // while other warps multiply
+      if constexpr (Scores::kFromDelta) {
+        RowSums<kM> r_delta;
+        scores_.negative_delta(r_delta, stage());
+        score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()), &r_delta);
+      } else {
+        score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
+      }
+      scores_.differentiate(modifiers, r_scores, r_dp, r_kept, stage());
+      __syncthreads();
+      multiply_by_keys(sums);
+      // With the scores out of the registers, and when warps are no longer in step.
+      more = load_ahead(steps, step_ + 1);
+      if constexpr (kRole == BackwardRole::queries) {
+        query_product(sums.r_dq, tiles_.k(stage()));
+        open_gate();
+      } else if constexpr (kRole == BackwardRole::joint) {
+        add_dq(now);
+      } else {
+        open_gate();
+      }
+      steps.work_out(step_ + 2);  // where no warp waits for the one that does
+      ++step_;
+    }
+    store(sums);
+  }
+
+  // Where there are no notes.
+  template <class Cursor, class Step>
+  struct TermOfCursor {
+    const BackwardParams& params;
+    const Cursor& cursor;
+    const Step& step;
+    TESSERA_DEVICE std::int64_t statistics_row() const { return sm80::statistics_row<kConfig>(params, step); }
+    TESSERA_DEVICE int turn() const { return cursor.turn(step.query_tile()); }
+  };
+
+  TESSERA_DEVICE void run_streamed() {
+    using Loader = BackwardLoader<kConfig, Element, Program, kRole>;
+    using Step = typename Loader::Step;
+    const OwnedTile& owned = s_notes_.owned;
+    Loader loader(params_, tiles_, owned);
+    Sums sums;
     loader.load_owned();
     bool more = loader.valid();
-    if constexpr (kGated) {
-      load_ahead(loader, stage_);
-    } else if constexpr (kConfig.stages == 2) {
-      loader.load_next(stage_);
+    if constexpr (kConfig.stages == 2) {
+      loader.load_next(stage());
     }
     while (more) {
       const Step now = kConfig.stages == 2 ? loader.step() : Step(loader.cursor(), owned);
@@ -69,79 +140,53 @@ class BackwardBlock {
       typename Warp::Kept r_kept;
       more = false;
       for (int i = 0; i < loader.chunks(); ++i) {
-        if constexpr (kGated) {
-          wait_for_tiles();
-        } else {
-          more = next_chunk(loader, following()) || more;
-        }
+        more = next_chunk(loader, following()) || more;
         const int column = kConfig.resident != 0 ? 0 : loader.chunk_at(i) * kConfig.columns;
         if (kConfig.resident != 0 || column < params_.dim_qk) {
-          score_product<true>(r_scores, tiles_.q(stage_), tiles_.k(stage_));
-        }
-        if constexpr (kGated) {
-          pass_gate();
+          score_product<true>(r_scores, tiles_.q(stage()), tiles_.k(stage()));
         }
         if constexpr (kConfig.resident != 0) {  // while other warps multiply
-          scores_.weigh(modifiers, now, r_scores, r_kept, stage_);
+          scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, stage());
         }
         if (kConfig.resident != 0 || column < params_.dim_v) {
-          score_product<false>(r_dp, tiles_.dout(stage_), tiles_.v(stage_));
+          score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
         }
         if (i + 1 < loader.chunks()) {
-          stage_ = following();
+          step_ = following();
         }
       }
       if constexpr (kConfig.stages == 1) {
         more = loader.valid();
       }
       if constexpr (kConfig.resident == 0) {
-        scores_.weigh(modifiers, now, r_scores, r_kept, stage_);
+        scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, stage());
       }
-      scores_.differentiate(modifiers, r_scores, r_dp, r_kept, stage_);
+      scores_.differentiate(modifiers, r_scores, r_dp, r_kept, stage());
       if constexpr (kRole == BackwardRole::bias) {
-        add_to(r_bias, r_dp);
+        add_to(sums.r_bias, r_dp);
       } else {
         __syncthreads();
-      }
-      if constexpr (kRole == BackwardRole::joint) {
-        turn_.pass();
-      }
-      if constexpr (kOfKeys) {
-        key_product(r_dv, tiles_.p(), tiles_.dout(stage_));
-        key_product(r_dk, tiles_.ds(), tiles_.q(stage_));
-      }
-      if constexpr (kGated) {
-        more = load_ahead(loader, following());
+        multiply_by_keys(sums);
       }
       if constexpr (kRole == BackwardRole::queries) {
-        query_product(r_dq, tiles_.k(stage_));
-        open_gate();
-      }
-      if constexpr (kRole == BackwardRole::keys) {
-        open_gate();
+        query_product(sums.r_dq, tiles_.k(stage()));
       }
       if constexpr (kRole == BackwardRole::joint) {
-        add_dq(loader.cursor(), now);
+        add_dq(TermOfCursor<typename Loader::Cursor, Step>{params_, loader.cursor(), now});
       }
-      stage_ = following();
+      step_ = following();
     }
-    if constexpr (kRole == BackwardRole::joint) {
-      __syncthreads();
-      turn_.pass();
-    }
-    if constexpr (kOfKeys) {
-      store_keys(owned, r_dk, r_dv);
-    } else if constexpr (kRole == BackwardRole::queries) {
-      store_queries(owned, r_dq);
-    } else {
+    if constexpr (kRole == BackwardRole::bias) {
       extern __shared__ __align__(1024) std::uint8_t s_raw[];
-      store_bias<kConfig, Element>(params_.dbias, loader.cursor(), r_bias, warp_, reinterpret_cast<float*>(s_raw));
+      store_bias<kConfig, Element>(params_.dbias, loader.cursor(), sums.r_bias, warp_, reinterpret_cast<float*>(s_raw));
+    } else {
+      store(sums);
     }
   }
 
- private:
-  // The stage of the next chunk of columns, and of the next step.
-  TESSERA_DEVICE int following() const { return kConfig.stages == 2 ? stage_ ^ 1 : 0; }
+  // Steps and, where they are streamed in chunks, chunks are counted modulo the stages; gates have a phase each.
+  TESSERA_DEVICE int stage() const { return kGated ? step_ & 1 : step_; }
+  TESSERA_DEVICE int following() const { return kConfig.stages == 2 ? step_ ^ 1 : 0; }
 
   TESSERA_DEVICE static void await_copies() {
     ptx::copy_async_wait<0>();
@@ -149,6 +194,7 @@ class BackwardBlock {
   }
 
   // The chunk of columns that comes next is there; with two stages the one after it is on its way.
+  template <class Loader>
   TESSERA_DEVICE static bool next_chunk(Loader& loader, int stage) {
     if constexpr (kConfig.stages == 2) {
       await_copies();
@@ -160,35 +206,61 @@ class BackwardBlock {
     return begins;
   }
 
-  // Begins to copy the next step's tiles, with the scores out of the registers and when warps are no longer in step. The arrival of all
-  // threads' copies, and of what narrow ones store themselves, is what that step waits for.
-  TESSERA_DEVICE bool load_ahead(Loader& loader, int stage) const {
-    const bool begins = loader.load_next(stage);
-    if (begins) {
-      ptx::gate_arrive_after_copies(tiles_.arrival());
-      ptx::gate_arrive(tiles_.arrival());
+  // Begins to copy a step's tiles, if there is such a step. The arrival of all threads' copies, and of what narrow ones store
+  // themselves, is what that step waits for.
+  template <class Steps>
+  TESSERA_DEVICE bool load_ahead(const Steps& steps, int step) const {
+    if (!steps.valid(step)) {
+      return false;
     }
-    return begins;
+    steps.load(step);
+    ptx::gate_arrive_after_copies(tiles_.arrival());
+    ptx::gate_arrive(tiles_.arrival());
+    return true;
   }
-  TESSERA_DEVICE void wait_for_tiles() { ptx::gate_wait(tiles_.arrival(), stage_); }
 
   // The gate is closed until all warps have read what this step overwrites, P, dS and the tiles of the step before.
-  TESSERA_DEVICE void pass_gate() { ptx::gate_wait(tiles_.gate(), stage_ ^ 1); }
+  TESSERA_DEVICE void pass_gate() { ptx::gate_wait(tiles_.gate(), stage() ^ 1); }
   TESSERA_DEVICE void open_gate() const {
     if constexpr (kGated) {
       ptx::gate_arrive(tiles_.gate());
     }
   }
 
+  // The products that take P and dS; all warps have written theirs.
+  TESSERA_DEVICE void multiply_by_keys(Sums& sums) {
+    if constexpr (kRole == BackwardRole::joint) {
+      pass_turn(s_notes_.added);
+    }
+    if constexpr (kOfKeys) {
+      const bool dv = warp_.has_dv();
+      key_product(sums.r_keys, dv ? tiles_.p() : tiles_.ds(), dv ? tiles_.dout(stage()) : tiles_.q(stage()));
+    }
+  }
+
+  TESSERA_DEVICE void store(Sums& sums) {
+    if constexpr (kRole == BackwardRole::joint) {
+      __syncthreads();
+      pass_turn(s_notes_.added);
+    }
+    if constexpr (kOfKeys) {
+      store_keys(s_notes_.owned, sums);
+    } else {
+      store_queries(s_notes_.owned, sums.r_dq);
+    }
+  }
+
   // [queries x keys] += A B^T over the columns in shared memory. A softcap can make what S is off by many times as large.
   template <bool kNearest>
-  TESSERA_DEVICE void score_product(typename Warp::Scores& r_sum, std::uint32_t s_a, std::uint32_t s_b) const {
+  TESSERA_DEVICE void score_product(typename Warp::Scores& r_sum, std::uint32_t s_a, std::uint32_t s_b,
+                                    const RowSums<kM>* r_from = nullptr) const {
     const DataLanes lanes;
     multiply_tiles<Element, kConfig.columns>(
         r_sum, [&](int row, int depth) { return lanes.template a_rows<kNearest>(s_a, warp_.query_row() + row, depth); },
         [&](int column, int depth) {
           return lanes.template b_rows<kNearest>(s_b, warp_.score_column() + column, depth);
-        });
+        },
+        r_from);
   }
 
   // [keys x columns] += W^T B for weights W [queries x keys].
@@ -220,24 +292,29 @@ class BackwardBlock {
   }
 
   // The number of terms is read before the product that takes as long as the answer.
-  TESSERA_DEVICE void add_dq(const Cursor& cursor, const Step& at) {
+  template <class At>
+  TESSERA_DEVICE void add_dq(const At& at) {
     using Fragments = tile::DqFragments<kConfig.threads()>;
-    const std::int64_t first_row = statistics_row<kConfig>(params_, at);
-    float* const g_tile = params_.dq_sum + first_row * kConfig.columns;
     const bool in_turns = params_.turns.terms != nullptr;
+    const auto g_terms = [&] { return params_.turns.terms + at.statistics_row() / kConfig.tile_q; };
+    int seen = 0;
     if (in_turns) {
-      turn_.look(params_.turns.terms + first_row / kConfig.tile_q);
+      seen = ptx::relaxed_load(g_terms());
+      if (threadIdx.x == 0) {
+        s_notes_.added = g_terms();
+      }
     }
     typename Warp::QueryRows r_term = {};
-    query_product(r_term, tiles_.k(stage_));
+    query_product(r_term, tiles_.k(stage()));
     open_gate();
+    float* const g_tile = params_.dq_sum + at.statistics_row() * kConfig.columns;
     if (in_turns) {
-      const int turn = cursor.turn(at.query_tile());
+      const int turn = at.turn();
       if (turn == 0) {  // what lay there before is not read
         for_each_fragment([&](int index, int m, int n) { Fragments::store(g_tile, index, &r_term[m][4 * n]); });
         return;
       }
-      turn_.await(turn);
+      await_turn(g_terms(), seen, turn);
     }
     for_each_fragment([&](int index, int m, int n) { Fragments::add(g_tile, index, &r_term[m][4 * n]); });
   }
@@ -253,33 +330,31 @@ class BackwardBlock {
   }
 
   // dK and dV of all stored keys: those behind the keys in use have gradients of zero.
-  TESSERA_DEVICE void store_keys(const OwnedTile& owned, typename Warp::KeyRows& r_dk,
-                                 typename Warp::KeyRows& r_dv) const {
+  TESSERA_DEVICE void store_keys(const OwnedTile& owned, Sums& sums) const {
+    const bool dv = warp_.has_dv();
     const tile::Sequence& sequence = owned.sequence;
     const int first = owned.tile * kConfig.tile_k + warp_.key_row();
     const int column = owned.chunk * kConfig.columns + warp_.key_column();
-    store_rows<Element, kM, Warp::kKeyN>(params_.dk, r_dk, params_.score.scale, sequence.batch, sequence.key_row,
-                                         owned.head, first, sequence.keys, sequence.stored_keys, column,
-                                         params_.dim_qk);
-    store_rows<Element, kM, Warp::kKeyN>(params_.dv, r_dv, 1.0F, sequence.batch, sequence.key_row, owned.head, first,
-                                         sequence.keys, sequence.stored_keys, column, params_.dim_v);
+    store_rows<Element, Program, Warp::kKeyM, Warp::kKeyN>(
+        dv ? params_.dv : params_.dk, sums.r_keys, dv ? 1.0F : params_.score.scale, sequence.batch, sequence.key_row,
+        owned.head, first, sequence.keys, sequence.stored_keys, column, dv ? params_.dim_v : params_.dim_qk);
   }
 
   TESSERA_DEVICE void store_queries(const OwnedTile& owned, typename Warp::QueryRows& r_dq) const {
     const tile::Sequence& sequence = owned.sequence;
     const int first = owned.tile * kConfig.tile_q + warp_.query_row();
     const int column = owned.chunk * kConfig.columns + warp_.query_column();
-    store_rows<Element, kM, Warp::kQueryN>(params_.dq, r_dq, params_.score.scale, sequence.batch, sequence.query_row,
-                                           owned.head, first, sequence.queries, sequence.queries, column,
-                                           params_.dim_qk);
+    store_rows<Element, Program, kM, Warp::kQueryN>(params_.dq, r_dq, params_.score.scale, sequence.batch,
+                                                    sequence.query_row, owned.head, first, sequence.queries,
+                                                    sequence.queries, column, params_.dim_qk);
   }
 
   const BackwardParams& params_;
+  Notes& s_notes_;
   const Tiles tiles_;
   const Warp warp_;
   const Scores scores_;
-  int stage_ = 0;  // of the step and, where there is a gate, the parity of its phases
-  DqTurn turn_;    // role joint: of dQ that was added to and not yet handed on
+  int step_ = 0;  // of all of the block's or, streamed, the stage
 };
 
 }  // namespace tessera::sm80

@@ -45,11 +45,12 @@ struct BackwardConfig {
   // Whether the warps of a block meet once a step, see block.cuh.
   constexpr bool gated() const { return resident != 0 && stages == 2; }
   static constexpr int kGateBytes = 16;
-  static constexpr int kOwnedTileBytes = 64;
-  constexpr int owned_tile_offset(BackwardRole role) const {
+  // The tile that a block owns and, where there is a gate, its steps: notes.cuh.
+  constexpr int notes_bytes() const { return gated() ? 512 : 192; }
+  constexpr int notes_offset(BackwardRole role) const {
     return owned_bytes(role) + stages * stage_bytes(role) + weight_tiles(role) * weight_bytes() + kGateBytes;
   }
-  constexpr int shared_bytes(BackwardRole role) const { return owned_tile_offset(role) + kOwnedTileBytes; }
+  constexpr int shared_bytes(BackwardRole role) const { return notes_offset(role) + notes_bytes(); }
 };
 
 // A [batch, tokens, heads, dim] input.

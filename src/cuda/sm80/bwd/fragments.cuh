@@ -77,7 +77,16 @@ struct Operands {
       ptx::mma<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
     }
   }
+  // d = from + a b, of 16-bit elements.
+  template <int kBlock>
+  TESSERA_DEVICE static void multiply_first(float* d, const float (&from)[2], const Fragment& a, const Fragment& b) {
+    ptx::mma_first<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1], from[0], from[1]);
+  }
 };
+
+// What a product of 16-bit elements is added to, in place of what its registers hold: a number for each of a lane's rows.
+template <int kM>
+using RowSums = float[kM][2];
 
 // Where a lane reads in tiles with rows of kRowBytes.
 template <class Element, int kRowBytes>
@@ -89,17 +98,22 @@ struct TileLanes {
   std::uint32_t by_word;   // row lane % 4, element lane / 4
 
   TESSERA_DEVICE TileLanes() {
-    const int lane = static_cast<int>(threadIdx.x % 32);
+    // Where fragments have two parts, the registers that hold these through a step are spilled.
+    const int lane = static_cast<int>((Operands<Element>::kSplit ? ptx::fresh(threadIdx.x) : threadIdx.x) % 32);
     by_rows = piece_offset<Element, kRowBytes>(lane % 16, lane / 16);
     by_eight = piece_offset<Element, kRowBytes>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
     by_word = piece_offset<Element, kRowBytes>(lane % 4, lane / 16) + lane / 4 % 4 * 4;
   }
 
+  // Of the lane's row of A in [row][depth].
+  TESSERA_DEVICE std::uint32_t a_address(std::uint32_t s_tile, int row, int depth) const {
+    return s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4);
+  }
   // A from [row][depth]; depth and row start at multiples of the fragment's.
   template <bool kNearest = false>
   TESSERA_DEVICE Fragment a_rows(std::uint32_t s_tile, int row, int depth) const {
     Fragment f;
-    Operands<Element>::template load<kNearest>(f, s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4));
+    Operands<Element>::template load<kNearest>(f, a_address(s_tile, row, depth));
     return f;
   }
   // B from [column][depth].
@@ -150,9 +164,11 @@ struct TileLanes {
   }
 };
 
-// r_sum += A B over kDepth: `a_at(row, depth)` and `b_at(column, depth)` load the fragments of 16 rows and of 16 columns.
+// r_sum += A B over kDepth: `a_at(row, depth)` and `b_at(column, depth)` load the fragments of 16 rows and of 16 columns. With
+// `r_from`, r_sum is that plus A B.
 template <class Element, int kDepth, int kM, int kElements, class LoadA, class LoadB>
-TESSERA_DEVICE void multiply_tiles(float (&r_sum)[kM][kElements], const LoadA& a_at, const LoadB& b_at) {
+TESSERA_DEVICE void multiply_tiles(float (&r_sum)[kM][kElements], const LoadA& a_at, const LoadB& b_at,
+                                   const RowSums<kM>* r_from = nullptr) {
   using Ops = Operands<Element>;
   // All steps are unrolled or, where each takes many instructions, few.
   constexpr int kUnrolled = Ops::kSplit ? 2 : 16;
@@ -168,6 +184,13 @@ TESSERA_DEVICE void multiply_tiles(float (&r_sum)[kM][kElements], const LoadA& a
       const typename Ops::Fragment b = b_at(8 * n, depth);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
+        if constexpr (!Ops::kWords) {
+          if (r_from != nullptr && depth == 0) {
+            Ops::template multiply_first<0>(&r_sum[m][4 * n], (*r_from)[m], a[m], b);
+            Ops::template multiply_first<1>(&r_sum[m][4 * n + 4], (*r_from)[m], a[m], b);
+            continue;
+          }
+        }
         Ops::template multiply<0>(&r_sum[m][4 * n], a[m], b);
         Ops::template multiply<1>(&r_sum[m][4 * n + 4], a[m], b);
       }

@@ -8,28 +8,32 @@ namespace tessera::sm80 {
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 TESSERA_DEVICE void backward(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
-  BackwardBlock<kConfig, Element, Program, kRole> block(params, ptx::shared_address(s_raw));
-  // In shared memory, since registers are what these kernels lack.
-  static_assert(sizeof(OwnedTile) <= BackwardConfig::kOwnedTileBytes);
-  auto& s_owned = *reinterpret_cast<OwnedTile*>(s_raw + kConfig.owned_tile_offset(kRole));
-  const auto run = [&](const OwnedTile& owned) {
-    if (threadIdx.x == 0) {
-      s_owned = owned;
-    }
-    __syncthreads();
-    block.run(s_owned);
-  };
+  using Notes = BackwardNotes<kConfig, kRole>;
+  static_assert(sizeof(Notes) <= kConfig.notes_bytes());
+  auto& s_notes = *reinterpret_cast<Notes*>(s_raw + kConfig.notes_offset(kRole));
+  BackwardBlock<kConfig, Element, Program, kRole> block(params, ptx::shared_address(s_raw), s_notes);
   if constexpr (kRole == BackwardRole::joint) {
-    for (JointItems<kConfig> items(params); items.valid(); items.advance()) {
-      if (const OwnedTile owned = items.owned(); owned.tile < params.tiles_of_head) {
-        run(owned);
-        __syncthreads();  // shared memory is read
+    if (writes_notes<kConfig>()) {
+      s_notes.item = JointItems<kConfig>::before(params);
+      s_notes.added = nullptr;
+      if constexpr (kConfig.gated()) {
+        note_item<kConfig>(params, s_notes);
       }
     }
-  } else if constexpr (kRole == BackwardRole::bias) {
-    run(OwnedTile{});
+    while (next_item<kConfig>(params, s_notes)) {
+      block.run();
+      __syncthreads();  // shared memory is read
+    }
   } else {
-    run(owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x)));
+    if (writes_notes<kConfig>()) {
+      if constexpr (kRole == BackwardRole::bias) {
+        s_notes.owned = {};
+      } else {
+        s_notes.owned = owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x));
+      }
+    }
+    __syncthreads();
+    block.run();
   }
 }
 

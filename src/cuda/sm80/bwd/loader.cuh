@@ -41,7 +41,91 @@ TESSERA_DEVICE std::int64_t statistics_row(const BackwardParams& params, const A
   return line * params.line_rows + at.sequence().first_line + at.query_tile() * kConfig.tile_q;
 }
 
-template <BackwardConfig kConfig, class Element, BackwardRole kRole>
+// Of the first row of a tile.
+TESSERA_DEVICE std::int64_t row_offset(const BackwardInput& input, const tile::Sequence& sequence, int sequence_row,
+                                       int head, int first) {
+  return sequence.batch * input.strides.batch +
+         (static_cast<std::int64_t>(sequence_row) + first) * input.strides.token + head * input.strides.head;
+}
+
+template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
+struct BackwardCopies {
+  using Tiles = BackwardTiles<kConfig, kRole>;
+  static constexpr bool kWideDout = !Program::kFunction || Program::kFloat32;  // dO may be float32 beside 16 bits
+
+  const BackwardParams& params;
+  const Tiles tiles;
+
+  // The tiles that the block owns, if they stay.
+  TESSERA_DEVICE void load_owned(const OwnedTile& owned) const {
+    if constexpr (Tiles::kOwnsKeys) {
+      load_keys(owned.sequence, owned.head, owned.tile, 0, 0);
+    } else if constexpr (Tiles::kOwnsQueries) {
+      load_queries(owned.sequence, owned.head, owned.tile, 0, 0);
+    }
+  }
+  TESSERA_DEVICE void load_queries(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
+    const int first = tile * kConfig.tile_q;
+    load_queries(row_offset(params.q, sequence, sequence.query_row, head, first),
+                 row_offset(params.dout, sequence, sequence.query_row, head, first), sequence.queries - first, column,
+                 stage);
+  }
+  TESSERA_DEVICE void load_keys(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
+    const int first = tile * kConfig.tile_k;
+    load_keys(row_offset(params.k, sequence, sequence.key_row, head, first),
+              row_offset(params.v, sequence, sequence.key_row, head, first), sequence.keys - first, column, stage);
+  }
+  // `rows` of them are there. Whether they are simple is known where one thread has looked for all.
+  TESSERA_DEVICE void load_queries(std::int64_t q, std::int64_t dout, int rows, int column, int stage,
+                                   bool simple = false) const {
+    if (simple) {
+      load_simple<kConfig.tile_q>(tiles.q(stage), params.q, q);
+      load_simple<kConfig.tile_q>(tiles.dout(stage), params.dout, dout);
+    } else {
+      load<false, kConfig.tile_q>(tiles.q(stage), params.q, q, rows, column, params.dim_qk);
+      load<kWideDout, kConfig.tile_q>(tiles.dout(stage), params.dout, dout, rows, column, params.dim_v);
+    }
+  }
+  TESSERA_DEVICE void load_keys(std::int64_t k, std::int64_t v, int rows, int column, int stage,
+                                bool simple = false) const {
+    if (simple) {
+      load_simple<kConfig.tile_k>(tiles.k(stage), params.k, k);
+      load_simple<kConfig.tile_k>(tiles.v(stage), params.v, v);
+    } else {
+      load<false, kConfig.tile_k>(tiles.k(stage), params.k, k, rows, column, params.dim_qk);
+      load<false, kConfig.tile_k>(tiles.v(stage), params.v, v, rows, column, params.dim_v);
+    }
+  }
+  // Whether streamed tiles of so many rows are loaded by load_simple.
+  TESSERA_DEVICE bool is_simple(int rows) const {
+    const bool aligned = Tiles::kOwnsKeys ? params.q.aligned != 0 && params.dout.aligned != 0
+                                          : params.k.aligned != 0 && params.v.aligned != 0;
+    return aligned && rows >= (Tiles::kOwnsKeys ? kConfig.tile_q : kConfig.tile_k) &&
+           params.dim_qk == kConfig.columns && params.dim_v == kConfig.columns;
+  }
+  TESSERA_DEVICE void load_statistics(std::int64_t row, int stage) const {
+    constexpr int kPieces = kConfig.tile_q / 4;  // of either statistic
+    if (const int i = static_cast<int>(threadIdx.x); i < 2 * kPieces) {
+      const float* const g_source = i < kPieces ? params.lse_log2 : params.delta;
+      ptx::copy_async<16>(tiles.lse(stage) + 16 * i, g_source + row + i % kPieces * 4, 16);
+    }
+  }
+
+ private:
+  template <bool kMayBeWide, int kTileRows>
+  TESSERA_DEVICE void load(std::uint32_t s_tile, const BackwardInput& input, std::int64_t offset, int rows, int column,
+                           int dim) const {
+    load_tile<Element, kMayBeWide, kTileRows, kConfig.columns, kConfig.threads()>(s_tile, input, offset, rows, column,
+                                                                                  dim);
+  }
+  template <int kTileRows>
+  TESSERA_DEVICE void load_simple(std::uint32_t s_tile, const BackwardInput& input, std::int64_t offset) const {
+    const PieceOfThread<Element, kConfig.columns, kConfig.threads()> piece;
+    piece.template copy_rows<kTileRows>(s_tile, piece.address(input, offset), input);
+  }
+};
+
+template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 class BackwardLoader {
  public:
   using Cursor = typename BackwardCursor<kConfig, kRole>::Type;
@@ -49,7 +133,7 @@ class BackwardLoader {
   using Tiles = BackwardTiles<kConfig, kRole>;
 
   TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const Tiles& tiles, const OwnedTile& owned)
-      : params_(params), tiles_(tiles), owned_(owned), cursor_(params, owned), step_(cursor_, owned) {}
+      : params_(params), copies_{params, tiles}, owned_(owned), cursor_(params, owned), step_(cursor_, owned) {}
 
   // The step after the last one that was loaded.
   TESSERA_DEVICE const Cursor& cursor() const { return cursor_; }
@@ -64,14 +148,7 @@ class BackwardLoader {
     return chunk >= params_.chunks ? chunk - params_.chunks : chunk;
   }
 
-  // The tiles that the block owns, if they stay.
-  TESSERA_DEVICE void load_owned() const {
-    if constexpr (Tiles::kOwnsKeys) {
-      load_keys(owned_.sequence, owned_.head, owned_.tile, 0, 0);
-    } else if constexpr (Tiles::kOwnsQueries) {
-      load_queries(owned_.sequence, owned_.head, owned_.tile, 0, 0);
-    }
-  }
+  TESSERA_DEVICE void load_owned() const { copies_.load_owned(owned_); }
 
   // The next chunk of columns to `stage`, of the next step once there are no more of this one; returns whether it began a step.
   TESSERA_DEVICE bool load_next(int stage) {
@@ -100,47 +177,17 @@ class BackwardLoader {
     const int column = chunk * kConfig.columns;
     const bool whole = loads_ < kConfig.stages || chunks() > 1;
     if (!Tiles::kOwnsQueries && (whole || kRole != BackwardRole::queries)) {
-      load_queries(cursor_.sequence(), cursor_.head(), cursor_.query_tile(), column, stage);
+      copies_.load_queries(cursor_.sequence(), cursor_.head(), cursor_.query_tile(), column, stage);
     }
     if (!Tiles::kOwnsKeys && (whole || !kOfKeys)) {
-      load_keys(cursor_.sequence(), cursor_.head() / params_.batch.group_size, cursor_.key_tile(), column, stage);
+      copies_.load_keys(cursor_.sequence(), cursor_.head() / params_.batch.group_size, cursor_.key_tile(), column,
+                        stage);
     }
-    constexpr int kPieces = kConfig.tile_q / 4;  // of either statistic
-    if (const int i = static_cast<int>(threadIdx.x); i < 2 * kPieces) {
-      const float* const g_source = i < kPieces ? params_.lse_log2 : params_.delta;
-      ptx::copy_async<16>(tiles_.lse(stage) + 16 * i,
-                          g_source + statistics_row<kConfig>(params_, cursor_) + i % kPieces * 4, 16);
-    }
-  }
-
-  TESSERA_DEVICE void load_queries(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
-    const int first = tile * kConfig.tile_q;
-    load<kConfig.tile_q>(tiles_.q(stage), params_.q, sequence, sequence.query_row, head, first, sequence.queries,
-                         column, params_.dim_qk);
-    load<kConfig.tile_q>(tiles_.dout(stage), params_.dout, sequence, sequence.query_row, head, first, sequence.queries,
-                         column, params_.dim_v);
-  }
-
-  TESSERA_DEVICE void load_keys(const tile::Sequence& sequence, int head, int tile, int column, int stage) const {
-    const int first = tile * kConfig.tile_k;
-    load<kConfig.tile_k>(tiles_.k(stage), params_.k, sequence, sequence.key_row, head, first, sequence.keys, column,
-                         params_.dim_qk);
-    load<kConfig.tile_k>(tiles_.v(stage), params_.v, sequence, sequence.key_row, head, first, sequence.keys, column,
-                         params_.dim_v);
-  }
-
-  template <int kTileRows>
-  TESSERA_DEVICE void load(std::uint32_t s_tile, const BackwardInput& input, const tile::Sequence& sequence,
-                           int sequence_row, int head, int first, int count, int column, int dim) const {
-    const std::int64_t offset = sequence.batch * input.strides.batch +
-                                (static_cast<std::int64_t>(sequence_row) + first) * input.strides.token +
-                                head * input.strides.head;
-    load_tile<Element, kTileRows, kConfig.columns, kConfig.threads()>(s_tile, input, offset, count - first, column,
-                                                                      dim);
+    copies_.load_statistics(statistics_row<kConfig>(params_, cursor_), stage);
   }
 
   const BackwardParams& params_;
-  const Tiles tiles_;
+  const BackwardCopies<kConfig, Element, Program, kRole> copies_;
   const OwnedTile& owned_;
   Cursor cursor_;
   Step step_;

@@ -2,12 +2,24 @@
 // products that follow read them transposed or not.
 #pragma once
 
+#include "cuda/ptx/registers.cuh"
 #include "cuda/sm80/bwd/tiles.cuh"
 #include "cuda/sm80/bwd/warp.cuh"
 #include "cuda/tile/element_mask.cuh"
 #include "cuda/tile/program.cuh"
 
 namespace tessera::sm80 {
+
+// Whether nothing of a step's tiles is hidden.
+template <BackwardConfig kConfig, class At>
+TESSERA_DEVICE bool sees_whole(const BackwardParams& params, const At& at) {
+  if (params.is_listed != 0) {
+    return at.bits() < 0;
+  }
+  return tile::sees_whole_tile(tile::bounds_of(params.band, at.sequence()), at.sequence(),
+                               at.query_tile() * kConfig.tile_q, kConfig.tile_q, at.key_tile() * kConfig.tile_k,
+                               kConfig.tile_k);
+}
 
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 class BackwardScores {
@@ -26,17 +38,13 @@ class BackwardScores {
   // Scores become P = 2^(S - LSE) and, times the dropout, what multiplies dO goes to shared memory. What stays in registers has
   // the derivative of the score modifiers in it. A dropped weight takes part in the softmax alone.
   template <class Step>
-  TESSERA_DEVICE void weigh(const Modifiers& modifiers, const Step& at, typename Warp::Scores& r_scores,
+  TESSERA_DEVICE void weigh(const Modifiers& modifiers, const Step& at, bool whole, typename Warp::Scores& r_scores,
                             typename Warp::Kept& r_kept, int stage) const {
     const tile::Sequence& sequence = at.sequence();
     const int first_query = at.query_tile() * kConfig.tile_q + warp_.query_row() + warp_.row;
     const int column = warp_.score_column() + warp_.column;
     const int first_key = at.key_tile() * kConfig.tile_k + column;
     const tile::Bounds bounds = tile::bounds_of(params_.band, sequence);
-    const bool whole = params_.is_listed != 0
-                           ? at.bits() < 0
-                           : tile::sees_whole_tile(bounds, sequence, at.query_tile() * kConfig.tile_q, kConfig.tile_q,
-                                                   at.key_tile() * kConfig.tile_k, kConfig.tile_k);
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       const int row = warp_.query_row() + 16 * m + warp_.row;
@@ -75,13 +83,25 @@ class BackwardScores {
     }
   }
 
+  // Whether the product dP begins with -delta, which takes no instructions of its own: where nothing is dropped in between.
+  static constexpr bool kFromDelta = kConfig.gated() && !Program::kMayDrop;
+  TESSERA_DEVICE void negative_delta(RowSums<kM>& r_delta, int stage) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const std::uint32_t s_delta = tiles_.delta(stage) + 4 * (warp_.query_row() + 16 * m + warp_.row);
+      r_delta[m][0] = -ptx::load_float(s_delta);
+      r_delta[m][1] = -ptx::load_float(s_delta + 32);
+    }
+  }
+
   // dP becomes dS = P (dP - delta).
   TESSERA_DEVICE void differentiate(const Modifiers& modifiers, const typename Warp::Scores& r_p,
                                     typename Warp::Scores& r_ds, const typename Warp::Kept& r_kept, int stage) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       const std::uint32_t s_delta = tiles_.delta(stage) + 4 * (warp_.query_row() + 16 * m + warp_.row);
-      const float delta[2] = {ptx::load_float(s_delta), ptx::load_float(s_delta + 32)};
+      const float delta[2] = {kFromDelta ? 0.0F : ptx::load_float(s_delta),
+                              kFromDelta ? 0.0F : ptx::load_float(s_delta + 32)};
       if (modifiers.has(ScoreFeature::dropout)) {
         tile::drop(r_ds[m], r_kept[m]);
 #pragma unroll
@@ -91,7 +111,7 @@ class BackwardScores {
       }
 #pragma unroll
       for (int i = 0; i < 4 * kScoreN; ++i) {
-        r_ds[m][i] = r_p[m][i] * (r_ds[m][i] - delta[i / 2 % 2]);
+        r_ds[m][i] = r_p[m][i] * (kFromDelta ? r_ds[m][i] : r_ds[m][i] - delta[i / 2 % 2]);
       }
       if constexpr (kRole != BackwardRole::bias) {
         store_weights(r_ds[m], tiles_.ds(), m);
@@ -119,6 +139,16 @@ class BackwardScores {
   TESSERA_DEVICE void store_weights(const float (&r_weights)[4 * kScoreN], std::uint32_t s_tile, int m) const {
     constexpr int kPieceElements = 16 / tile::kElementBytes<Element>;
     const std::uint32_t s_rows = s_tile + (warp_.query_row() + 16 * m) * kWeightBytes;
+    if constexpr (ptx::kStoresMatrices && !Operands<Element>::kWords) {
+      const TileLanes<Element, kWeightBytes> lanes;
+#pragma unroll
+      for (int n = 0; n < kScoreN; n += 2) {
+        const auto pair = [&](int i) { return ptx::pack<Element>(r_weights[4 * n + i], r_weights[4 * n + i + 1]); };
+        ptx::store_matrices(lanes.a_address(s_rows, 0, warp_.score_column() + 8 * n), pair(0), pair(2), pair(4),
+                            pair(6));
+      }
+      return;
+    }
     const std::uint32_t lane = piece_offset<Element, kWeightBytes>(warp_.row, warp_.column / kPieceElements) +
                                warp_.column % kPieceElements * tile::kElementBytes<Element>;
     const int first_piece = warp_.score_column() / kPieceElements;

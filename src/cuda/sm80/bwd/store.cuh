@@ -7,11 +7,17 @@
 
 namespace tessera::sm80 {
 
+// Whether an output is float32 beside inputs of 16 bits: known in a kernel with a function.
+template <class Program>
+TESSERA_DEVICE bool is_float32(std::int32_t at_run_time) {
+  return Program::kFunction ? Program::kFloat32 : at_run_time != 0;
+}
+
 template <class Element>
-TESSERA_DEVICE void store_element(void* g_target, std::int32_t is_float32, std::int64_t offset, float value) {
+TESSERA_DEVICE void store_element(void* g_target, bool is_float32, std::int64_t offset, float value) {
   if constexpr (tile::kElementBytes<Element> == 4) {
     static_cast<float*>(g_target)[offset] = value;
-  } else if (is_float32 != 0) {
+  } else if (is_float32) {
     static_cast<float*>(g_target)[offset] = value;
   } else {
     static_cast<std::uint16_t*>(g_target)[offset] = static_cast<std::uint16_t>(ptx::pack<Element>(value, 0.0F));
@@ -19,8 +25,8 @@ TESSERA_DEVICE void store_element(void* g_target, std::int32_t is_float32, std::
 }
 
 template <class Element>
-TESSERA_DEVICE void store_pair(const BackwardOutput& output, std::int64_t offset, float low, float high, int count) {
-  const bool is_float32 = tile::kElementBytes<Element> == 4 || output.is_float32 != 0;
+TESSERA_DEVICE void store_pair(const BackwardOutput& output, bool is_float32, std::int64_t offset, float low,
+                               float high, int count) {
   if (count >= 2 && output.aligned != 0) {
     if (is_float32) {
       *reinterpret_cast<float2*>(static_cast<float*>(output.data) + offset) = float2{low, high};
@@ -31,10 +37,10 @@ TESSERA_DEVICE void store_pair(const BackwardOutput& output, std::int64_t offset
     return;
   }
   if (count > 0) {
-    store_element<Element>(output.data, output.is_float32, offset, low);
+    store_element<Element>(output.data, is_float32, offset, low);
   }
   if (count > 1) {
-    store_element<Element>(output.data, output.is_float32, offset + 1, high);
+    store_element<Element>(output.data, is_float32, offset + 1, high);
   }
 }
 
@@ -62,11 +68,12 @@ TESSERA_DEVICE void store_pieces(void* g_target, std::int64_t offset, const floa
 
 // Fragments of 16 x 8, kM below each other and kN side by side, times `factor`, to the rows from `first` on; rows from `used` to
 // `stored` are zeros, and those behind are left out. Columns count from `column` and end at `dim`.
-template <class Element, int kM, int kN>
+template <class Element, class Program, int kM, int kN>
 TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_values)[kM][4 * kN], float factor,
                                int batch, int sequence_row, int head, int first, int used, int stored, int column,
                                int dim) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(ptx::fresh(threadIdx.x)) % 32;  // not kept in a register since the kernel began
+  const bool wide = tile::kElementBytes<Element> == 4 || is_float32<Program>(output.is_float32);
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -76,7 +83,7 @@ TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_val
                                   (static_cast<std::int64_t>(sequence_row) + row) * output.strides.token;
       const bool used_row = row < used;
       if constexpr (tile::kElementBytes<Element> == 2 && kN % 4 == 0) {
-        if (output.whole_pieces != 0 && output.is_float32 == 0 && used == stored) {
+        if (output.whole_pieces != 0 && !wide && used == stored) {
           store_pieces<Element, kN>(output.data, offset, r_values[m], r, factor, used_row, column, dim);
           continue;
         }
@@ -85,7 +92,7 @@ TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_val
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
           const int at = column + lane % 4 * 2 + 8 * n;
-          store_pair<Element>(output, offset + at, used_row ? r_values[m][4 * n + 2 * r] * factor : 0.0F,
+          store_pair<Element>(output, wide, offset + at, used_row ? r_values[m][4 * n + 2 * r] * factor : 0.0F,
                               used_row ? r_values[m][4 * n + 2 * r + 1] * factor : 0.0F, dim - at);
         }
       }
@@ -127,7 +134,7 @@ TESSERA_DEVICE void store_bias(const BackwardBias& bias, const TilesOfBias<kConf
       }
       sum += sum_of_row;
     }
-    store_element<Element>(bias.data, bias.is_float32,
+    store_element<Element>(bias.data, bias.is_float32 != 0,
                            offset + (first_query + row) * bias.strides[2] + (first_key + column) * bias.strides[3],
                            sum);
   }

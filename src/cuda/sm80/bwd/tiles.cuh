@@ -35,8 +35,8 @@ struct BackwardTiles {
   TESSERA_DEVICE std::uint32_t arrival() const { return gate() + 8; }
 };
 
-// 8 elements (4 of float32) of a row that is not aligned, or that is stored wider than it is computed with.
-template <class Element>
+// 8 elements (4 of float32) of a row that is not aligned or, where kMayBeWide, that is stored wider than it is computed with.
+template <class Element, bool kMayBeWide>
 TESSERA_DEVICE uint4 gather_piece(const BackwardInput& input, std::int64_t offset, int count) {
   std::uint32_t words[4] = {};
   if constexpr (tile::kElementBytes<Element> == 4) {
@@ -45,7 +45,7 @@ TESSERA_DEVICE uint4 gather_piece(const BackwardInput& input, std::int64_t offse
     for (int i = 0; i < 4; ++i) {
       words[i] = i < count ? g_row[i] : 0;
     }
-  } else if (input.widened != 0) {
+  } else if (kMayBeWide && input.widened != 0) {
     const auto* const g_row = static_cast<const float*>(input.data) + offset;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -62,45 +62,70 @@ TESSERA_DEVICE uint4 gather_piece(const BackwardInput& input, std::int64_t offse
   return {words[0], words[1], words[2], words[3]};
 }
 
-// kRows rows of columns [column, column + kColumns) to shared memory, zeros outside `rows` and `dim`. `offset` is that of the
-// first row's first column.
-template <class Element, int kRows, int kColumns, int kThreads>
-TESSERA_DEVICE void load_tile(std::uint32_t s_tile, const BackwardInput& input, std::int64_t offset, int rows,
-                              int column, int dim) {
-  constexpr int kBytes = tile::kElementBytes<Element>;
-  constexpr int kPieceElements = 16 / kBytes;
-  constexpr int kPieces = kColumns / kPieceElements;  // of a row
-  static_assert(kRows * kPieces % kThreads == 0 && kThreads % kPieces == 0);
-  constexpr int kStep = kThreads / kPieces;  // rows
+// Where a thread copies in tiles of kColumns: a piece of 16 bytes in every kStep-th row.
+template <class Element, int kColumns, int kThreads>
+struct PieceOfThread {
+  static constexpr int kBytes = tile::kElementBytes<Element>;
+  static constexpr int kElements = 16 / kBytes;
+  static constexpr int kPieces = kColumns / kElements;  // of a row
+  static constexpr int kStep = kThreads / kPieces;
+  static_assert(kThreads % kPieces == 0);
+
   const int piece = static_cast<int>(threadIdx.x) % kPieces;
   const int first = static_cast<int>(threadIdx.x) / kPieces;
-  const int inside = min(max(dim - column - piece * kPieceElements, 0), kPieceElements);
-  offset += first * input.strides.token + column + piece * kPieceElements;
-  const auto s_piece = [&](int row) { return s_tile + piece_offset<Element, kColumns * kBytes>(row, piece); };
-  const std::int64_t step_bytes = kStep * input.strides.token * kBytes;
-  const auto* g_piece = static_cast<const std::uint8_t*>(input.data) + offset * kBytes;
-  if (input.aligned != 0 && rows >= kRows && inside == kPieceElements) {
+
+  // Of the thread's first piece, where the tile begins at `offset` (of elements).
+  TESSERA_DEVICE const std::uint8_t* address(const BackwardInput& input, std::int64_t offset) const {
+    offset += first * input.strides.token + piece * kElements;
+    return static_cast<const std::uint8_t*>(input.data) + offset * kBytes;
+  }
+  TESSERA_DEVICE static std::int64_t step_bytes(const BackwardInput& input) {
+    return kStep * input.strides.token * kBytes;
+  }
+  TESSERA_DEVICE std::uint32_t place(std::uint32_t s_tile, int row) const {
+    return s_tile + piece_offset<Element, kColumns * kBytes>(row, piece);
+  }
+  // All of kRows rows.
+  template <int kRows>
+  TESSERA_DEVICE void copy_rows(std::uint32_t s_tile, const std::uint8_t* g_piece, const BackwardInput& input) const {
+    static_assert(kRows % kStep == 0);
 #pragma unroll
     for (int i = 0; i < kRows / kStep; ++i) {
       // Rows that keep their number modulo 8 keep their permutation.
-      ptx::copy_async<16>(kStep % 8 == 0 ? s_piece(first) + i * kStep * kColumns * kBytes : s_piece(first + i * kStep),
-                          g_piece);
-      g_piece += step_bytes;
+      ptx::copy_async<16>(
+          kStep % 8 == 0 ? place(s_tile, first) + i * kStep * kColumns * kBytes : place(s_tile, first + i * kStep),
+          g_piece);
+      g_piece += step_bytes(input);
     }
+  }
+};
+
+// kRows rows of columns [column, column + kColumns) to shared memory, zeros outside `rows` and `dim`. `offset` is that of the
+// first row's first column.
+template <class Element, bool kMayBeWide, int kRows, int kColumns, int kThreads>
+TESSERA_DEVICE void load_tile(std::uint32_t s_tile, const BackwardInput& input, std::int64_t offset, int rows,
+                              int column, int dim) {
+  using Piece = PieceOfThread<Element, kColumns, kThreads>;
+  const Piece piece;
+  const int inside = min(max(dim - column - piece.piece * Piece::kElements, 0), Piece::kElements);
+  const auto* g_piece = piece.address(input, offset + column);
+  if (input.aligned != 0 && rows >= kRows && inside == Piece::kElements) {
+    piece.template copy_rows<kRows>(s_tile, g_piece, input);
   } else if (input.aligned != 0) {
 #pragma unroll 1
-    for (int row = first; row < kRows; row += kStep) {
+    for (int row = piece.first; row < kRows; row += Piece::kStep) {
       const bool there = row < rows && inside > 0;
-      ptx::copy_async<16>(s_piece(row), there ? g_piece : input.data, there ? inside * kBytes : 0);
-      g_piece += step_bytes;
+      ptx::copy_async<16>(piece.place(s_tile, row), there ? g_piece : input.data, there ? inside * Piece::kBytes : 0);
+      g_piece += Piece::step_bytes(input);
     }
   } else {
+    offset += column + piece.piece * Piece::kElements;
 #pragma unroll 1
-    for (int row = first; row < kRows; row += kStep) {
-      const uint4 words = gather_piece<Element>(
-          input, offset + static_cast<std::int64_t>(row - first) * input.strides.token, row < rows ? inside : 0);
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(s_piece(row)), "r"(words.x), "r"(words.y),
-                   "r"(words.z), "r"(words.w)
+    for (int row = piece.first; row < kRows; row += Piece::kStep) {
+      const uint4 words = gather_piece<Element, kMayBeWide>(
+          input, offset + static_cast<std::int64_t>(row) * input.strides.token, row < rows ? inside : 0);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(piece.place(s_tile, row)), "r"(words.x),
+                   "r"(words.y), "r"(words.z), "r"(words.w)
                    : "memory");
     }
   }

@@ -5,31 +5,21 @@
 
 namespace tessera::sm80 {
 
-class DqTurn {
- public:
-  // Of the tile that comes next. What is read here is there when it is needed.
-  TESSERA_DEVICE void look(std::int32_t* g_terms) {
-    g_terms_ = g_terms;
-    terms_ = ptx::relaxed_load(g_terms);
+// Until `turn` terms are there, of which `seen` were a while ago. Nothing but additions in the L2 cache, where those before them were
+// done, depends on it.
+TESSERA_DEVICE void await_turn(const std::int32_t* g_terms, int seen, int turn) {
+  while (seen != turn) {
+    seen = ptx::acquire_load(g_terms);
   }
-  // Until `turn` terms are there. Nothing but additions in the L2 cache, where those before them were done, depends on it.
-  TESSERA_DEVICE void await(int turn) {
-    while (terms_ != turn) {
-      terms_ = ptx::acquire_load(g_terms_);
-    }
-  }
-  // Hands the tile on, if there is one. All threads have added, and met at a barrier since: one fence is enough for them, and
-  // stalls one warp while its neighbour multiplies.
-  TESSERA_DEVICE void pass() {
-    if (g_terms_ != nullptr && threadIdx.x == 0) {
-      ptx::release_add(g_terms_, 1);
-    }
-    g_terms_ = nullptr;
-  }
+}
 
- private:
-  std::int32_t* g_terms_ = nullptr;
-  int terms_ = 0;
-};
+// Hands on the tile that was added to last, if that is not done. All threads have added, and met at a barrier since: one fence is
+// enough for them, and stalls one warp while its neighbour multiplies.
+TESSERA_DEVICE void pass_turn(std::int32_t*& s_added) {
+  if (threadIdx.x == 0 && s_added != nullptr) {
+    ptx::release_add(s_added, 1);
+    s_added = nullptr;
+  }
+}
 
 }  // namespace tessera::sm80

@@ -87,15 +87,24 @@ TESSERA_DEVICE VisitRange listed_range(const ListedRows& rows, int row) {
 }
 
 // The tiles of queries that see a tile of keys, for each head of the group.
+struct QueryVisits {
+  int head_, end_head_;
+  VisitRange range_;
+};
 template <BackwardConfig kConfig>
-class QueryTilesOfKeys {
+class QueryTilesOfKeys : QueryVisits {
  public:
+  using State = QueryVisits;
+
+  TESSERA_DEVICE QueryTilesOfKeys(const BackwardParams& params, const OwnedTile& owned, const State& state)
+      : State(state), params_(params), owned_(owned) {}
   TESSERA_DEVICE QueryTilesOfKeys(const BackwardParams& params, const OwnedTile& owned)
-      : params_(params), owned_(owned) {
+      : State{}, params_(params), owned_(owned) {
     head_ = owned.head * params.batch.group_size;
     end_head_ = head_ + params.batch.group_size;
     find();
   }
+  TESSERA_DEVICE const State& state() const { return *this; }
   TESSERA_DEVICE bool valid() const { return head_ < end_head_; }
   TESSERA_DEVICE const tile::Sequence& sequence() const { return owned_.sequence; }
   TESSERA_DEVICE int index() const { return owned_.index; }
@@ -132,14 +141,16 @@ class QueryTilesOfKeys {
 
   const BackwardParams& params_;
   const OwnedTile& owned_;
-  int head_, end_head_;
-  VisitRange range_;
 };
 
 // The tiles of keys that a tile of queries sees.
 template <BackwardConfig kConfig>
 class KeyTilesOfQueries {
  public:
+  using State = VisitRange;
+
+  TESSERA_DEVICE KeyTilesOfQueries(const BackwardParams& /*params*/, const OwnedTile& owned, const State& state)
+      : owned_(owned), range_(state) {}
   TESSERA_DEVICE KeyTilesOfQueries(const BackwardParams& params, const OwnedTile& owned) : owned_(owned) {
     if (params.is_listed != 0) {
       range_ = listed_range(params.listed.rows,
@@ -150,6 +161,7 @@ class KeyTilesOfQueries {
       range_ = {nullptr, range.begin, range.end};
     }
   }
+  TESSERA_DEVICE const State& state() const { return range_; }
   TESSERA_DEVICE bool valid() const { return range_.valid(); }
   TESSERA_DEVICE const tile::Sequence& sequence() const { return owned_.sequence; }
   TESSERA_DEVICE int index() const { return owned_.index; }

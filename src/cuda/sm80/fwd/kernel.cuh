@@ -41,6 +41,10 @@ class Forward {
         copy_values(visit.tile, 0);
       }
       ptx::copy_async_commit();
+      if constexpr (kConfig.stages == 1) {  // there is room for the first ones
+        copy_values(visit.tile, 0);
+        ptx::copy_async_commit();
+      }
       ListedVisit next = key_tiles_.visit(min(1, key_tiles_.count() - 1));
       for (int n = 0; n < key_tiles_.count(); ++n) {
         const int slot = kConfig.stages == 2 ? n % 2 : 0;
@@ -80,7 +84,12 @@ class Forward {
   // One key tile. With two stages the copies have all of a step to complete; with one, those of V run beside the scores and
   // those of K beside the output, and with none nothing does, but the widest heads fit.
   TESSERA_DEVICE void step(const ListedVisit& visit, int next_tile, int slot, bool has_next, bool first) {
-    await_copies();
+    if (kConfig.stages == 1 && first) {
+      ptx::copy_async_wait<1>();
+      __syncthreads();
+    } else {
+      await_copies();
+    }
     if constexpr (kConfig.stages == 2) {
       if (has_next) {
         copy_keys(next_tile, slot ^ 1);
@@ -88,23 +97,28 @@ class Forward {
         ptx::copy_async_commit();
       }
     } else if constexpr (kConfig.stages == 1) {
-      copy_values(visit.tile, 0);
-      ptx::copy_async_commit();
+      if (!first) {
+        copy_values(visit.tile, 0);
+        ptx::copy_async_commit();
+      }
     }
     if (first) {
       products_.take_queries();
     }
     float r_scores[kRowBlocks][Rows::kScores];
-    products_.scores(r_scores, s_keys_ + slot * kConfig.key_bytes());
-    modify(r_scores, visit);
+    const bool sees = sees_some_of(visit);
+    if (sees) {
+      products_.scores(r_scores, s_keys_ + slot * kConfig.key_bytes());
+      modify(r_scores, visit);
 #pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-      if (softmax_[m].update(r_scores[m], modifiers_.factor_log2())) {
-        softmax_[m].rescale_output(r_output_[m]);
+      for (int m = 0; m < kRowBlocks; ++m) {
+        if (softmax_[m].update(r_scores[m], modifiers_.factor_log2())) {
+          softmax_[m].rescale_output(r_output_[m]);
+        }
       }
-    }
-    if (modifiers_.has(ScoreFeature::dropout)) {
-      drop(r_scores, visit.tile);
+      if (modifiers_.has(ScoreFeature::dropout)) {
+        drop(r_scores, visit.tile);
+      }
     }
     if constexpr (kConfig.stages == 1) {
       await_copies();
@@ -118,7 +132,9 @@ class Forward {
       ptx::copy_async_commit();
       await_copies();
     }
-    products_.output(r_output_, r_scores, s_values_ + slot * kConfig.value_bytes());
+    if (sees) {
+      products_.output(r_output_, r_scores, s_values_ + slot * kConfig.value_bytes());
+    }
     if constexpr (kConfig.stages == 0) {
       __syncthreads();
       if (has_next) {
@@ -126,6 +142,18 @@ class Forward {
         ptx::copy_async_commit();
       }
     }
+  }
+
+  // Whether any query of the warp sees any key of the tile, as far as a band goes. Where products take long, a warp above the
+  // diagonal leaves the multiprocessor to the others.
+  TESSERA_DEVICE bool sees_some_of(const ListedVisit& visit) const {
+    if (!ptx::kSame<Element, ptx::float32> || key_tiles_.listed()) {
+      return true;
+    }
+    const int first_query = work_.first_query + warp_ * kConfig.warp_rows();
+    const int first_key = visit.tile * kConfig.tile_k;
+    return first_key <= first_query + kConfig.warp_rows() - 1 + bounds_.upper &&
+           first_key + kConfig.tile_k - 1 >= first_query + bounds_.lower;
   }
 
   // Everything that was copied is there for all threads, and all of them are done with what was there before.

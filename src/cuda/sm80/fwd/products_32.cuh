@@ -8,14 +8,9 @@
 
 namespace tessera::sm80 {
 
-// The instruction ignores the bits of `high` below the 11; x minus what it takes is `low`. kNearest: x has kHalf added to its bits,
-// with which it is cut to the nearest number of 11. The compiler may not know that blockDim.y is 1 and what is subtracted was
-// added: it would keep both numbers, for which there are no registers.
-inline constexpr std::uint32_t kHalf = 0x1000;
-template <bool kNearest>
+// What the instructions leave of x: they ignore the bits below the 11.
 TESSERA_DEVICE std::uint32_t low_part(std::uint32_t x) {
-  const std::uint32_t whole = kNearest ? x - kHalf * blockDim.y : x;
-  return __float_as_uint(__uint_as_float(whole) - __uint_as_float(x & 0xFFFFE000U));
+  return __float_as_uint(__uint_as_float(x) - __uint_as_float(x & 0xFFFFE000U));
 }
 
 // Of a sum whose operands hold an infinity, the small part is not a number (infinity minus itself, or times 0), and the large one
@@ -88,15 +83,15 @@ class Products<kConfig, Element> {
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
           const std::uint32_t column = (base ^ (n + block) % 4 * 32) + (n + block) / 4 * 128;
-          r_b[block][0] = operand<false>(ptx::load_word(column + 8 * k * ValueRows::kRowBytes));
-          r_b[block][1] = operand<false>(ptx::load_word(column + (8 * k + 1) * ValueRows::kRowBytes));
+          r_b[block][0] = operand(ptx::load_word(column + 8 * k * ValueRows::kRowBytes));
+          r_b[block][1] = operand(ptx::load_word(column + (8 * k + 1) * ValueRows::kRowBytes));
         }
         std::uint32_t r_a[kRowBlocks][4];
 #pragma unroll
         for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            r_a[m][i] = operand<false>(__float_as_uint(r_weights[m][4 * k + i % 2 * 2 + i / 2]));
+            r_a[m][i] = operand(__float_as_uint(r_weights[m][4 * k + i % 2 * 2 + i / 2]));
           }
         }
         float* r_sums[kBlocks][kRowBlocks];
@@ -109,7 +104,7 @@ class Products<kConfig, Element> {
             r_small_sums[block][m] = r_small[block][m];
           }
         }
-        multiply<false>(r_sums, r_small_sums, r_a, r_b);
+        multiply(r_sums, r_small_sums, r_a, r_b);
       }
       if constexpr (kSplit) {
 #pragma unroll
@@ -132,15 +127,20 @@ class Products<kConfig, Element> {
   // Sums begin anew after so many steps, so that what is truncated does not grow with the head dim.
   static constexpr int kBlockSteps = kSplit ? 16 : kSteps;
 
-  // As the instructions take it: they ignore the bits below the 11, which is right for the parts of float32 alone. Of those, the
-  // scores' are rounded to nearest (kNearest), as the backward pass does it: its weights are 2^(S - LSE), off by what its S
-  // differs from that in LSE.
-  template <bool kNearest>
-  TESSERA_DEVICE static std::uint32_t operand(std::uint32_t x) {
+  // As the instructions take it: they ignore the bits below the 11, which is right for the parts of float32 alone.
+  TESSERA_DEVICE static std::uint32_t operand(std::uint32_t x) { return kSplit ? x : ptx::round_to_tf32(x); }
+
+  // An operand of the scores becomes what the instructions take, and what is left of float32 is returned. That is rounded to nearest,
+  // as the backward pass does it: its weights are 2^(S - LSE), off by what its S differs from that in LSE.
+  TESSERA_DEVICE static std::uint32_t split(std::uint32_t& x) {
     if constexpr (kSplit) {
-      return kNearest ? x + kHalf : x;
+      constexpr std::uint32_t kHalf = 0x1000;
+      const std::uint32_t whole = x;
+      x += kHalf;
+      return __float_as_uint(__uint_as_float(whole) - __uint_as_float(x & 0xFFFFE000U));
     } else {
-      return ptx::round_to_tf32(x);
+      x = operand(x);
+      return 0;
     }
   }
 
@@ -163,27 +163,31 @@ class Products<kConfig, Element> {
     float r_small[kRowBlocks][kScores];
     clear(r_scores);
     clear(r_small);
-#pragma unroll
+    // Unrolled as a whole, those of head dim 64 spill 108 bytes.
+    constexpr int kUnrolled = kSplit && kCount == 8 ? 4 : kCount;
+#pragma unroll kUnrolled
     for (int k = 0; k < kCount; ++k) {
       std::uint32_t r_a[kRowBlocks][4];
+      std::uint32_t r_a_low[kRowBlocks][4];
 #pragma unroll
       for (int m = 0; m < kRowBlocks; ++m) {
-        if constexpr (kConfig.keeps_queries()) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            r_a[m][i] = r_queries_[k][m][i];
-          }
-        } else {
+        if constexpr (!kConfig.keeps_queries()) {
           load_queries(r_a[m], k, m, first * kBlockBytes);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          r_a[m][i] = kConfig.keeps_queries() ? r_queries_[k][m][i] : r_a[m][i];
+          r_a_low[m][i] = split(r_a[m][i]);
         }
       }
 #pragma unroll
       for (int n = 0; n < kConfig.tile_k; n += 16) {
         std::uint32_t r_b[2][2];
+        std::uint32_t r_b_low[2][2];
         ptx::load_matrices(keys.at(n, 2 * k), r_b[0][0], r_b[0][1], r_b[1][0], r_b[1][1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          r_b[i / 2][i % 2] = operand<true>(r_b[i / 2][i % 2]);
+          r_b_low[i / 2][i % 2] = split(r_b[i / 2][i % 2]);
         }
         float* r_sums[2][kRowBlocks];
         float* r_small_sums[2][kRowBlocks];
@@ -195,7 +199,7 @@ class Products<kConfig, Element> {
             r_small_sums[half][m] = r_small[m] + n / 2 + 4 * half;
           }
         }
-        multiply<true>(r_sums, r_small_sums, r_a, r_b);
+        multiply(r_sums, r_small_sums, r_a, r_a_low, r_b, r_b_low);
       }
     }
     if constexpr (kSplit) {
@@ -210,7 +214,7 @@ class Products<kConfig, Element> {
   }
 
   // Row blocks times blocks of 8 columns; products of one sum stand apart, since each waits for the one before it.
-  template <bool kNearest, int kBlocks>
+  template <int kBlocks>
   TESSERA_DEVICE static void multiply(float* const (&r_sums)[kBlocks][kRowBlocks],
                                       float* const (&r_small)[kBlocks][kRowBlocks],
                                       const std::uint32_t (&r_a)[kRowBlocks][4],
@@ -219,8 +223,8 @@ class Products<kConfig, Element> {
       std::uint32_t r_b_low[kBlocks][2];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        r_b_low[block][0] = low_part<kNearest>(r_b[block][0]);
-        r_b_low[block][1] = low_part<kNearest>(r_b[block][1]);
+        r_b_low[block][0] = low_part(r_b[block][0]);
+        r_b_low[block][1] = low_part(r_b[block][1]);
       }
       add_products(r_small, r_a, r_b_low);
     }
@@ -231,9 +235,24 @@ class Products<kConfig, Element> {
       for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          r_a_low[m][i] = low_part<kNearest>(r_a[m][i]);
+          r_a_low[m][i] = low_part(r_a[m][i]);
         }
       }
+      add_products(r_small, r_a_low, r_b);
+    }
+  }
+  template <int kBlocks>
+  TESSERA_DEVICE static void multiply(float* const (&r_sums)[kBlocks][kRowBlocks],
+                                      float* const (&r_small)[kBlocks][kRowBlocks],
+                                      const std::uint32_t (&r_a)[kRowBlocks][4],
+                                      const std::uint32_t (&r_a_low)[kRowBlocks][4],
+                                      const std::uint32_t (&r_b)[kBlocks][2],
+                                      const std::uint32_t (&r_b_low)[kBlocks][2]) {
+    if constexpr (kSplit) {
+      add_products(r_small, r_a, r_b_low);
+    }
+    add_products(r_sums, r_a, r_b);
+    if constexpr (kSplit) {
       add_products(r_small, r_a_low, r_b);
     }
   }
@@ -252,10 +271,6 @@ class Products<kConfig, Element> {
 
   TESSERA_DEVICE void load_queries(std::uint32_t (&r_a)[4], int k, int m, int first_bytes = 0) const {
     ptx::load_matrices(queries_.at(16 * m, 2 * k) + first_bytes, r_a[0], r_a[1], r_a[2], r_a[3]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      r_a[i] = operand<true>(r_a[i]);
-    }
   }
 
   const int lane_;

@@ -33,7 +33,7 @@ class BackwardConsumer {
       key_parity_ = round & 1;
       ptx::mbarrier_wait(shared_.bar_key_full, key_parity_);
       walk_queries();
-      write_gradients();
+      end_tile();
       shared_.release_tile(slot_);
     }
   }
@@ -42,15 +42,18 @@ class BackwardConsumer {
   static constexpr int kScores = kConfig.tile_q / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kRowBarrier = 1;
+  static constexpr bool kParts = kFeatures == 0;  // of LSE and delta, see StatisticParts
+  static constexpr int kLseUnit = 0;
+  static constexpr int kDeltaUnit = 1;
   // dP waits until softcap and function are done with S: with tiles of 128 queries registers do not hold both beside P and its
   // derivative.
   static constexpr bool kDweightsLast = Score::kHasDerivative && kConfig.tile_q == 128;
   // Whether a buffer of dS is awaited before dP. It need not be; but without a branch in between the compiler puts exponentials
-  // behind the wait for dP. 128 queries leave no registers for that.
-  static constexpr bool kAwaitEarly = kConfig.tile_q == 64;
+  // behind the wait for dP. 128 queries and a score program leave no registers for that.
+  static constexpr bool kAwaitEarly = kFeatures == 0 || kConfig.tile_q == 64;
 
   TESSERA_DEVICE void walk_queries() {
-    const BackwardVisits<kConfig, kMask> visits(*work_, params_.order);
+    const BackwardVisits visits(*work_);
     if (visits.count() == 0) {
       zero(r_dk_);
       zero(r_dv_);
@@ -74,12 +77,27 @@ class BackwardConsumer {
         walk_tile(first_query, ends_inside || is_partial(first_query));
       }
     }
+  }
+
+  // Keys are given back as soon as the last dQ is computed, so that the next ones load while it is handed over and gradients are
+  // written. Of a tile without queries dQ is of nothing, as in a first step: under a branch ptxas serialises all products.
+  TESSERA_DEVICE void end_tile() {
     if (behind_) {
-      finish_dq();
+      ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
     }
+    float r_dq[32];
+    issue_dq(r_dq, weight_buffer_ ^ 1);
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dq);
     if (leader_) {
       ptx::mbarrier_arrive(shared_.bar_keys_empty);
     }
+    if (behind_) {
+      hand_over(r_dq);
+      behind_ = false;
+    }
+    write(r_dv_, score_.kept_scale(), params_.dv, params_.dv_strides, params_.dim_v);
+    write(r_dk_, params_.scale * score_.kept_scale(), params_.dk, params_.dk_strides, params_.dim_qk);
   }
 
   TESSERA_DEVICE void walk_terms() {
@@ -128,7 +146,10 @@ class BackwardConsumer {
     std::uint32_t r_dpacked[kScores / 2];
 
     ptx::mbarrier_wait(shared_.bar_query_full + stage_.slot, stage_.parity);
-    issue_scores(r_scores, shared_.keys, shared_.queries);
+    if constexpr (kParts) {
+      ptx::mbarrier_wait(shared_.bar_parts_full, parts_parity_);
+    }
+    issue_scores(r_scores, shared_.keys, shared_.queries, kLseUnit);
     score_.draw(*work_, first_query, shared_.weights + weight_buffer_ * kConfig.weight_bytes(),
                 kRowBarrier + warpgroup_, [this] { await_weight_buffer(); });
     if constexpr (kDweightsLast) {
@@ -158,6 +179,7 @@ class BackwardConsumer {
     }
     ptx::wgmma_wait<0>();
     ptx::pin(r_dweights);
+    release_parts();
     if constexpr (Score::kDropout) {
       score_.compute_score_gradients(r_dpacked, r_packed, r_scores, r_dweights, statistics(shared_.delta));
     } else {
@@ -171,36 +193,44 @@ class BackwardConsumer {
       await_weight_buffer();
     }
     score_.finish_draw(kRowBarrier + warpgroup_);
-    issue_gradient(r_dv_, r_packed, shared_.douts);
     store_score_gradients(r_dpacked);
+    // dQ of the step before, so that the warpgroups need not be in step; in the first one of nothing. It is handed over while the
+    // products behind it are under way.
+    float r_dq[32];
+    issue_dq(r_dq, weight_buffer_ ^ 1);
+    issue_gradient(r_dv_, r_packed, shared_.douts);
+    issue_gradient(r_dk_, r_dpacked, shared_.queries);
+    ptx::wgmma_wait<2>();
+    ptx::pin(r_dq);
+    hand_over_weights();
+    if (behind_) {
+      hand_over(r_dq);
+    }
+    ptx::wgmma_wait<1>();
+    ptx::pin(r_dv_);
+    release(shared_.bar_dout_empty + stage_.slot);
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dk_);
+    release(shared_.bar_query_empty + stage_.slot);
+    stage_.advance();
+    weight_buffer_ ^= 1;
+    accumulate_ = true;
+    behind_ = true;
+  }
+
+  // dS of this step is written and that of the step before read. Together, so that two buffers are enough, and behind dQ: the fence
+  // waits for shared memory, meanwhile products are under way.
+  TESSERA_DEVICE void hand_over_weights() {
     ptx::fence_async_shared();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
       ptx::mbarrier_arrive(shared_.bar_weights);
     }
     weight_parity_ ^= 1;
-    // dQ of the step before, so that the warpgroups need not be in step; in the first one of nothing.
-    float r_dq[32];
-    issue_dq(r_dq, weight_buffer_ == 0 ? BackwardConfig::kWeightBuffers - 1 : weight_buffer_ - 1);
-    issue_gradient(r_dk_, r_dpacked, shared_.queries);
-    ptx::wgmma_wait<2>();
-    ptx::pin(r_dv_);
-    release(shared_.bar_dout_empty + stage_.slot);
-    ptx::wgmma_wait<1>();
-    ptx::pin(r_dq);
-    if (behind_) {
-      hand_over(r_dq);
-    }
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_dk_);
-    release(shared_.bar_query_empty + stage_.slot);
-    stage_.advance();
-    weight_buffer_ = weight_buffer_ + 1 == BackwardConfig::kWeightBuffers ? 0 : weight_buffer_ + 1;
-    accumulate_ = true;
-    behind_ = true;
   }
 
-  // The other warpgroup has read dS of three steps ago when it has written that of the last one.
+  // The other warpgroup has written dS of the last step and read that of the one before, in whose place this step's is written.
+  // In the first step of a tile end_tile() has waited for that.
   TESSERA_DEVICE void await_weight_buffer() const {
     if (behind_) {
       ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
@@ -216,19 +246,29 @@ class BackwardConsumer {
   // a warp before one arrival of it. Costs 0.1 %.
   TESSERA_DEVICE static void release(std::uint64_t* bar_empty) { ptx::mbarrier_arrive(bar_empty); }
 
-  // dQ of the last step.
-  TESSERA_DEVICE void finish_dq() {
-    ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
-    float r_dq[32];
-    issue_dq(r_dq, weight_buffer_ == 0 ? BackwardConfig::kWeightBuffers - 1 : weight_buffer_ - 1);
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_dq);
-    hand_over(r_dq);
-    behind_ = false;
+  // LSE or delta in parts is one more step of depth, of ones and parts. Read from shared memory by each thread for its columns,
+  // they take its bandwidth four times as long.
+  TESSERA_DEVICE void issue_parts(float (&r_result)[kScores], int unit) const {
+    if constexpr (kParts) {
+      const std::uint32_t s_unit = ptx::fresh(ptx::shared_address(shared_.units)) + unit * 128;
+      const std::uint32_t s_parts = ptx::fresh(ptx::shared_address(shared_.parts));
+      ptx::Wgmma<kConfig.tile_q, ptx::bfloat16>::ss(r_result, ptx::unswizzled(s_unit, (2 - unit) * 128, 0),
+                                                    ptx::unswizzled(s_parts, 0, 128));
+    }
   }
 
-  // A B^T of this warpgroup's rows of A and all rows of B, both with their depth contiguous.
-  TESSERA_DEVICE void issue_scores(float (&r_result)[kScores], const std::uint8_t* s_a, const std::uint8_t* s_b) {
+  TESSERA_DEVICE void release_parts() {
+    if constexpr (kParts) {
+      if (threadIdx.x % 32 == 0) {
+        ptx::mbarrier_arrive(shared_.bar_parts_empty);
+      }
+      parts_parity_ ^= 1;
+    }
+  }
+
+  // A B^T of this warpgroup's rows of A and all rows of B, both with their depth contiguous; minus LSE or delta in parts.
+  TESSERA_DEVICE void issue_scores(float (&r_result)[kScores], const std::uint8_t* s_a, const std::uint8_t* s_b,
+                                   int unit) {
     using Product = ptx::Wgmma<kConfig.tile_q, Element>;
     const std::uint32_t s_rows = ptx::fresh(ptx::shared_address(s_a) + warpgroup_ * 64 * 128);
     const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_b) + stage_.slot * kConfig.query_bytes());
@@ -243,6 +283,7 @@ class BackwardConsumer {
         Product::ss(r_result, a, b);
       }
     }
+    issue_parts(r_result, unit);
     ptx::wgmma_commit();
   }
 
@@ -251,7 +292,7 @@ class BackwardConsumer {
     if (!accumulate_) {
       ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
     }
-    issue_scores(r_dweights, shared_.values, shared_.douts);
+    issue_scores(r_dweights, shared_.values, shared_.douts, kDeltaUnit);
   }
 
   // dV += P^T dO and dK += dS^T Q.
@@ -290,20 +331,16 @@ class BackwardConsumer {
     ptx::wgmma_commit();
   }
 
-  // P^T = 2^(scale S^T - LSE): columns are queries.
+  // P^T = 2^(scale (S^T - LSE / scale)), of which the product did the difference.
   TESSERA_DEVICE void compute_weights(float (&r_scores)[kScores]) const {
-    const float2* const s_lse = statistics(shared_.lse_log2);
 #pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      const float2 lse = s_lse[4 * i];
-      r_scores[4 * i] = ptx::exp2(fmaf(r_scores[4 * i], params_.scale_log2, -lse.x));
-      r_scores[4 * i + 1] = ptx::exp2(fmaf(r_scores[4 * i + 1], params_.scale_log2, -lse.y));
-      r_scores[4 * i + 2] = ptx::exp2(fmaf(r_scores[4 * i + 2], params_.scale_log2, -lse.x));
-      r_scores[4 * i + 3] = ptx::exp2(fmaf(r_scores[4 * i + 3], params_.scale_log2, -lse.y));
+    for (float& score : r_scores) {
+      score = ptx::exp2(score * params_.scale_log2);
     }
   }
 
-  // dS^T = P^T o (dP^T - delta), without the scale, which dQ and dK get at the end.
+  // dS^T = P^T o (dP^T - delta), without the scale, which dQ and dK get at the end. Columns are queries. The product did the
+  // difference, unless there is a score program.
   template <bool kMasked>
   TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_packed)[kScores / 2], const float (&r_weights)[kScores],
                                               const float (&r_dweights)[kScores]) const {
@@ -314,7 +351,7 @@ class BackwardConsumer {
     };
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
-      const float2 delta = s_delta[4 * i];
+      const float2 delta = kParts ? float2{} : s_delta[4 * i];
       r_packed[2 * i] = ptx::pack<Element>(gradient(4 * i, delta.x), gradient(4 * i + 1, delta.y));
       r_packed[2 * i + 1] = ptx::pack<Element>(gradient(4 * i + 2, delta.x), gradient(4 * i + 3, delta.y));
     }
@@ -336,9 +373,10 @@ class BackwardConsumer {
 
   // dQ to the warps that add it to memory, in the order of registers.
   TESSERA_DEVICE void hand_over(const float (&r_dq)[32]) {
-    ptx::mbarrier_wait(shared_.bar_dq_empty, dq_parity_ ^ 1);
+    ptx::mbarrier_wait(shared_.bar_dq_empty + dq_.slot, dq_.parity ^ 1);
     float4* const s_half =
-        reinterpret_cast<float4*>(shared_.dq + warpgroup_ * kConfig.dq_half_bytes()) + threadIdx.x % 128;
+        reinterpret_cast<float4*>(shared_.dq + (2 * dq_.slot + warpgroup_) * kConfig.dq_half_bytes()) +
+        threadIdx.x % 128;
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
       s_half[128 * x] = make_float4(r_dq[4 * x], r_dq[4 * x + 1], r_dq[4 * x + 2], r_dq[4 * x + 3]);
@@ -346,9 +384,9 @@ class BackwardConsumer {
     ptx::fence_async_shared();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      ptx::mbarrier_arrive(shared_.bar_dq_full + dq_parity_);
+      ptx::mbarrier_arrive(shared_.bar_dq_full + dq_.slot);
     }
-    dq_parity_ ^= 1;
+    dq_.advance();
   }
 
   // Rows are keys here: key k of the thread sees queries k - upper .. k - lower.
@@ -406,11 +444,6 @@ class BackwardConsumer {
     }
   }
 
-  TESSERA_DEVICE void write_gradients() {
-    write(r_dv_, score_.kept_scale(), params_.dv, params_.dv_strides, params_.dim_v);
-    write(r_dk_, params_.scale * score_.kept_scale(), params_.dk, params_.dk_strides, params_.dim_qk);
-  }
-
   TESSERA_DEVICE void write(const float (&r_gradient)[kOutputs], float scale, void* g_data, const Strides& strides,
                             int dim) const {
     const int row = work_->first_key + warpgroup_ * 64 + tile::fragment_row();
@@ -432,12 +465,13 @@ class BackwardConsumer {
   const BackwardTile* work_ = nullptr;
   bool accumulate_ = false;
   int key_parity_ = 0;
-  int dq_parity_ = 0;
   int weight_buffer_ = 0;
   int weight_parity_ = 0;
+  int parts_parity_ = 0;
   bool behind_ = false;  // dQ of the last step is not computed yet
   tile::RingPosition<BackwardConfig::kTileSlots> slot_;
   tile::RingPosition<kConfig.stages> stage_;
+  tile::RingPosition<BackwardConfig::kWriters> dq_;
 
   float r_dk_[kOutputs];
   float r_dv_[kOutputs];

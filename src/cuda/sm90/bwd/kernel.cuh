@@ -14,6 +14,9 @@ TESSERA_DEVICE void backward(const BackwardParams& params) {
   if (threadIdx.x == 0) {
     shared.init_barriers();
   }
+  if constexpr (kFeatures == 0) {
+    shared.init_units(static_cast<int>(threadIdx.x));
+  }
   __syncthreads();
   const int warpgroup = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {

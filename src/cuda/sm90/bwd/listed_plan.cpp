@@ -53,8 +53,8 @@ class Play {
   }
 
  private:
-  static constexpr float kFixedSteps = 2.0F;  // a tile's keys and gradients take as long as so many visits
-  static constexpr float kPassedOn = 2.0F;    // steps until a tile of queries can have its next term without a wait
+  static constexpr float kFixedSteps = 3.0F;  // a tile's keys and gradients take as long as so many visits
+  static constexpr float kPassedOn = 1.5F;    // steps until a tile of queries can have its next term without a wait
   static constexpr std::size_t kChoice = 8;   // visits to choose from; more make orders worse for the L2 cache
 
   // Of Q, dO and dQ in float32 between the blocks that work on a head: what stays in the L2 cache.

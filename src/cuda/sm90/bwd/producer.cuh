@@ -19,28 +19,22 @@ class BackwardLoader {
       if (work.valid == 0) {
         return;
       }
-      ptx::mbarrier_wait(shared_.bar_keys_empty, (round & 1) ^ 1);
-      load_keys(params_.k, shared_.keys, shared_.bar_key_full, work);
+      keys_loaded_ = false;
+      if (round == 0) {
+        load_keys(work);
+      }
       if constexpr (kMask == MaskKind::listed) {
         load_terms(work);
-        continue;
-      }
-      const BackwardVisits<kConfig, kMask> visits(work, params_.order);
-      if (visits.count() == 0) {
-        load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
-      }
-      for (int member = 0; member < params_.batch.group_size; ++member) {
-        for (int step = 0; step < visits.count(); ++step) {
-          const int query_tile = visits.at(step);
-          load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
-                       shared_.bar_query_empty, work, member, query_tile);
-          if (member == 0 && step == 0) {
-            load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+      } else {
+        const BackwardVisits visits(work);
+        for (int member = 0; member < params_.batch.group_size; ++member) {
+          for (int step = 0; step < visits.count(); ++step) {
+            load_step(work, member, visits.at(step));
           }
-          load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
-                       shared_.bar_dout_empty, work, member, query_tile);
-          stage_.advance();
         }
+      }
+      if (!keys_loaded_) {
+        load_keys(work);
       }
     }
   }
@@ -52,7 +46,6 @@ class BackwardLoader {
   // meanwhile.
   TESSERA_DEVICE void load_terms(const BackwardTile& work) {
     if (work.begin == work.end) {
-      load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
       return;
     }
     ListedTerm next = params_.listed.terms[work.begin];
@@ -61,15 +54,29 @@ class BackwardLoader {
       next = params_.listed.terms[min(n + 1, work.end - 1)];
       ptx::mbarrier_wait(shared_.bar_query_empty + stage_.slot, stage_.parity ^ 1);
       shared_.visits[stage_.slot] = {term.tile, term.bits};
-      load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
-                   shared_.bar_query_empty, work, term.member, term.tile);
-      if (n == work.begin) {
-        load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
-      }
-      load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
-                   shared_.bar_dout_empty, work, term.member, term.tile);
-      stage_.advance();
+      load_step(work, term.member, term.tile);
     }
+  }
+
+  // Room for a tile's first step is free while the tile before is at its last one, that for keys and values behind its last dQ.
+  TESSERA_DEVICE void load_step(const BackwardTile& work, int member, int query_tile) {
+    load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
+                 shared_.bar_query_empty, work, member, query_tile);
+    load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
+                 shared_.bar_dout_empty, work, member, query_tile);
+    load_parts(work, member, query_tile);
+    stage_.advance();
+    if (!keys_loaded_) {
+      load_keys(work);
+    }
+  }
+
+  TESSERA_DEVICE void load_keys(const BackwardTile& work) {
+    ptx::mbarrier_wait(shared_.bar_keys_empty, key_parity_ ^ 1);
+    load_keys(params_.k, shared_.keys, shared_.bar_key_full, work);
+    load_keys(params_.v, shared_.values, shared_.bar_value_full, work);
+    keys_loaded_ = true;
+    key_parity_ ^= 1;
   }
 
   // Decodes the next tile and tells the others. The slot stays as it is until all have read it and the loader asks again.
@@ -97,22 +104,40 @@ class BackwardLoader {
                                    const BackwardTile& work, int member, int query_tile) const {
     ptx::mbarrier_wait(bar_empty + stage_.slot, stage_.parity ^ 1);
     std::uint64_t* bar = bar_full + stage_.slot;
-    ptx::mbarrier_arrive_expect(bar, kConfig.query_bytes() + kConfig.statistics_bytes());
+    ptx::mbarrier_arrive_expect(bar, kConfig.query_bytes() + (kFeatures != 0 ? kConfig.statistics_bytes() : 0));
     const int row = query_tile * kConfig.tile_q;
 #pragma unroll
     for (int x = 0; x < kConfig.sub_tiles(); ++x) {
       ptx::copy_box(s_stages + stage_.slot * kConfig.query_bytes() + x * kConfig.tile_q * 128, map, bar, x * kColumns,
                     work.query_row + row, work.key_head * params_.batch.group_size + member, work.batch);
     }
-    ptx::copy_bytes(
-        s_statistics + stage_.slot * kConfig.tile_q,
-        g_statistics + work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride + row,
-        kConfig.statistics_bytes(), bar);
+    if constexpr (kFeatures != 0) {
+      ptx::copy_bytes(s_statistics + stage_.slot * kConfig.tile_q, g_statistics + statistics_row(work, member) + row,
+                      kConfig.statistics_bytes(), bar);
+    }
+  }
+
+  // There is room for those of one step: they are used at its beginning alone.
+  TESSERA_DEVICE void load_parts(const BackwardTile& work, int member, int query_tile) {
+    if constexpr (kFeatures == 0) {
+      ptx::mbarrier_wait(shared_.bar_parts_empty, parts_parity_ ^ 1);
+      parts_parity_ ^= 1;
+      ptx::mbarrier_arrive_expect(shared_.bar_parts_full, kConfig.parts_bytes());
+      ptx::copy_bytes(shared_.parts, params_.parts + statistics_row(work, member) + query_tile * kConfig.tile_q,
+                      kConfig.parts_bytes(), shared_.bar_parts_full);
+    }
+  }
+
+  TESSERA_DEVICE static std::int64_t statistics_row(const BackwardTile& work, int member) {
+    return work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride;
   }
 
   const BackwardParams& params_;
   const BackwardShared<kConfig>& shared_;
   BackwardTickets<kConfig, kMask, kFeatures> tickets_;
+  bool keys_loaded_ = false;  // and values, of the tile at hand
+  int key_parity_ = 0;
+  int parts_parity_ = 0;
   tile::RingPosition<BackwardConfig::kTileSlots> slot_;
   tile::RingPosition<kConfig.stages> stage_;
 };
@@ -146,7 +171,8 @@ class DqWriter {
       add_terms(work);
       return;
     }
-    const BackwardVisits<kConfig, kMask> visits(work, params_.order);
+    const BackwardVisits visits(work);
+    const BackwardTurns<kConfig, kMask> turns(work, params_.order);
     for (int member = 0; member < params_.batch.group_size; ++member) {
       for (int step = 0; step < visits.count(); ++step) {
         if (step_ == writer_) {
@@ -156,7 +182,7 @@ class DqWriter {
           if (params_.order.turns == nullptr) {
             add(row, false);
           } else {
-            add_in_turn(row, visits.turn(query_tile));
+            add_in_turn(row, turns.of(query_tile));
           }
         }
         step_ ^= 1;
@@ -191,16 +217,17 @@ class DqWriter {
   // The first term of a tile of queries is stored: memory holds anything before it.
   TESSERA_DEVICE void add(std::int64_t row, bool first) {
     float* const g_sum = params_.dq_sum + row * kConfig.dq_columns();
+    const std::uint8_t* const s_dq = shared_.dq + writer_ * 2 * kConfig.dq_half_bytes();
     ptx::mbarrier_wait(shared_.bar_dq_full + writer_, parity_);
     parity_ ^= 1;
     if (first) {
-      ptx::store_bytes(g_sum, shared_.dq, 2 * kConfig.dq_half_bytes());
+      ptx::store_bytes(g_sum, s_dq, 2 * kConfig.dq_half_bytes());
     } else {
-      ptx::reduce_add(g_sum, shared_.dq, 2 * kConfig.dq_half_bytes());
+      ptx::reduce_add(g_sum, s_dq, 2 * kConfig.dq_half_bytes());
     }
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
-    ptx::mbarrier_arrive(shared_.bar_dq_empty);
+    ptx::mbarrier_arrive(shared_.bar_dq_empty + writer_);
   }
 
   const BackwardParams& params_;

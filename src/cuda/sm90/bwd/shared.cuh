@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/copy.cuh"
 #include "cuda/sm90/bwd/config.h"
 #include "cuda/tile/ring.cuh"
 
@@ -18,7 +19,7 @@ struct BackwardTile {
   std::int32_t begin, end;         // tiles of queries that see it; under a listed mask numbers of terms
   std::int32_t statistics_row;     // of the first query of the first query head
   std::int32_t statistics_stride;  // from one query head to the next
-  DqOrder dq_order;
+  std::int32_t start;              // of the visits, see KeyTileVisits
 };
 static_assert(sizeof(BackwardTile) <= 64);
 
@@ -28,15 +29,17 @@ struct BackwardShared {
   static constexpr int kStages = kConfig.stages;
   static constexpr int kWarpgroups = BackwardConfig::kWarpgroups;
   static constexpr int kTileSlots = BackwardConfig::kTileSlots;
-  static constexpr int kWriters = 2;  // of dQ
+  static constexpr int kWriters = BackwardConfig::kWriters;
   static constexpr int kTileReaders = 4 * kWarpgroups + kWriters;
 
   std::uint8_t *keys, *values, *queries, *douts, *weights, *dq;
-  float *lse_log2, *delta;
+  float *lse_log2, *delta;      // of score programs
+  std::uint8_t *parts, *units;  // else: see StatisticParts; tiles of A that pick the parts of LSE and of delta
   BackwardTile* tiles;
   std::uint64_t *bar_key_full, *bar_value_full, *bar_keys_empty;
   std::uint64_t *bar_query_full, *bar_query_empty, *bar_dout_full, *bar_dout_empty;
-  std::uint64_t* bar_weights;                 // dS of a step is written
+  std::uint64_t *bar_parts_full, *bar_parts_empty;
+  std::uint64_t* bar_weights;                 // dS of a step is written, that of the one before read
   std::uint64_t *bar_dq_full, *bar_dq_empty;  // full: one for each writer
   std::uint64_t *bar_tile_full, *bar_tile_empty;
   ListedVisit* visits;  // of each stage, under a listed mask
@@ -53,9 +56,12 @@ struct BackwardShared {
     queries = take(kStages * kConfig.query_bytes());
     douts = take(kStages * kConfig.query_bytes());
     weights = take(BackwardConfig::kWeightBuffers * kConfig.weight_bytes());
-    dq = take(2 * kConfig.dq_half_bytes());
-    lse_log2 = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
-    delta = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
+    // In front of dQ: memcheck takes these operands, which repeat rows, for twice their bytes and more.
+    parts = take(kConfig.all_statistics_bytes());
+    units = parts + kConfig.parts_bytes();
+    dq = take(2 * kWriters * kConfig.dq_half_bytes());
+    lse_log2 = reinterpret_cast<float*>(parts);
+    delta = lse_log2 + kStages * kConfig.tile_q;
     tiles = reinterpret_cast<BackwardTile*>(take(64 * kTileSlots));
     const auto take_barriers = [&take](int count) { return reinterpret_cast<std::uint64_t*>(take(8 * count)); };
     bar_key_full = take_barriers(1);
@@ -65,9 +71,11 @@ struct BackwardShared {
     bar_query_empty = take_barriers(kStages);
     bar_dout_full = take_barriers(kStages);
     bar_dout_empty = take_barriers(kStages);
+    bar_parts_full = take_barriers(1);
+    bar_parts_empty = take_barriers(1);
     bar_weights = take_barriers(1);
     bar_dq_full = take_barriers(kWriters);
-    bar_dq_empty = take_barriers(1);
+    bar_dq_empty = take_barriers(kWriters);
     bar_tile_full = take_barriers(kTileSlots);
     bar_tile_empty = take_barriers(kTileSlots);
     visits = reinterpret_cast<ListedVisit*>(take(8 * kStages));
@@ -77,6 +85,8 @@ struct BackwardShared {
     ptx::mbarrier_init(bar_key_full, 1);
     ptx::mbarrier_init(bar_value_full, 1);
     ptx::mbarrier_init(bar_keys_empty, kWarpgroups);
+    ptx::mbarrier_init(bar_parts_full, 1);
+    ptx::mbarrier_init(bar_parts_empty, 4 * kWarpgroups);
     ptx::mbarrier_init(bar_weights, 4 * kWarpgroups);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
@@ -84,8 +94,8 @@ struct BackwardShared {
       ptx::mbarrier_init(bar_dout_full + i, 1);
       ptx::mbarrier_init(bar_dout_empty + i, 128 * kWarpgroups);
     }
-    ptx::mbarrier_init(bar_dq_empty, 1);
     for (int i = 0; i < kWriters; ++i) {
+      ptx::mbarrier_init(bar_dq_empty + i, 1);
       ptx::mbarrier_init(bar_dq_full + i, 4 * kWarpgroups);
     }
     for (int i = 0; i < kTileSlots; ++i) {
@@ -93,6 +103,17 @@ struct BackwardShared {
       ptx::mbarrier_init(bar_tile_empty + i, kTileReaders);
     }
     ptx::fence_mbarrier_init();
+  }
+
+  // 8 rows of ones where LSE has its parts, then of delta's, then zeros, each of 8 columns: every row of an operand is the same.
+  TESSERA_DEVICE void init_units(int thread) const {
+    constexpr std::uint32_t kOne = 0x3F80;
+    constexpr std::uint32_t kBoth = kOne | kOne << 16;
+    if (thread < 24) {
+      const uint4 rows[3] = {{kBoth, kOne, 0, 0}, {0, kOne << 16, kBoth, 0}, {0, 0, 0, 0}};
+      reinterpret_cast<uint4*>(units)[thread] = thread < 8 ? rows[0] : thread < 16 ? rows[1] : rows[2];
+      ptx::fence_async_shared();
+    }
   }
 
   // The next tile, which stays where it is until this warp releases it.

@@ -42,11 +42,16 @@ int lanes_for(std::int64_t dim_v) { return dim_v <= 64 ? 8 : dim_v <= 128 ? 16 :
 
 }  // namespace
 
+float exponent_scale(const Problem& problem) { return std::max(problem.softmax_scale(), 1e-20F); }
+
 BackwardStatistics::BackwardStatistics(int device, const Problem& problem, std::int64_t tile_q, const Numbers& numbers,
                                        WorkspaceLayout& layout)
     : device_(device),
       lanes_(lanes_for(problem.dim_v)),
       bfloat16_(problem.dtype == DType::bfloat16),
+      has_parts_(numbers.parts),
+      has_whole_(!numbers.parts || problem.sinks),
+      lse_factor_(-1.0F / exponent_scale(problem)),
       dim_v_(static_cast<std::int32_t>(problem.dim_v)),
       kernel_(Kernel::load(device, "backward_rows", "backward_rows_" + std::to_string(lanes_))) {
   if (uniform_lengths(problem)) {
@@ -62,8 +67,13 @@ BackwardStatistics::BackwardStatistics(int device, const Problem& problem, std::
     fail_argument("batch * heads * seq", std::to_string(rows_) + " rows", "up to 2^31 rows");
   }
   numbers_count_ = numbers.counters + (numbers.turns ? rows_ / tile_q : 0);
-  lse_log2_ = layout.add<float>(rows_);
-  delta_ = layout.add<float>(rows_);
+  if (has_whole_) {
+    lse_log2_ = layout.add<float>(rows_);
+    delta_ = layout.add<float>(rows_);
+  }
+  if (has_parts_) {
+    parts_ = layout.add<StatisticParts>(rows_);
+  }
   numbers_ = layout.add<std::int32_t>(numbers_count_);
 }
 
@@ -110,8 +120,10 @@ void BackwardStatistics::run(const BackwardTensors& tensors, const Batch& batch,
   params.dout_strides = strides_of(tensors.dout);
   params.lse_strides = lse_strides_of(tensors.lse);
   params.dlse_strides = lse_strides_of(tensors.dlse);
-  params.lse_log2 = lse_log2_.in(workspace);
-  params.delta = delta_.in(workspace);
+  params.lse_log2 = has_whole_ ? lse_log2_.in(workspace) : nullptr;
+  params.delta = has_whole_ ? delta_.in(workspace) : nullptr;
+  params.parts = parts(workspace);
+  params.lse_factor = lse_factor_;
   params.dq_sum = dq_sum;
   params.numbers = numbers_.in(workspace);
   params.number_count = numbers_count_;

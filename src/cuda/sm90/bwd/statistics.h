@@ -1,6 +1,7 @@
 // What both launchers of the backward pass do before their kernels: the statistics of every row, and the common checks.
 #pragma once
 
+#include "cuda/common/backward_rows.h"
 #include "cuda/sm90/executable.h"
 #include "plan/workspace.h"
 
@@ -11,13 +12,17 @@ void require_backward_tensors(const BackwardTensors& tensors, int device);
 // Gradients of problems without queries or keys.
 void zero_gradients(const BackwardTensors& tensors, int device, void* stream);
 
+// The scale of scores in exponents, by which LSE is divided: not so small that the quotient is infinite.
+float exponent_scale(const Problem& problem);
+
 // LSE in powers of two and delta = rowsum(dO o O) - dLSE of every row of queries, each sequence padded to whole tiles; and
 // numbers that kernels count with, which begin at 0.
 class BackwardStatistics {
  public:
   struct Numbers {
     std::int64_t counters;
-    bool turns;  // one more for each tile of queries
+    bool turns;          // one more for each tile of queries
+    bool parts = false;  // LSE and delta in parts (see StatisticParts), and as they are only where sinks need them
   };
 
   BackwardStatistics(int device, const Problem& problem, std::int64_t tile_q, const Numbers& numbers,
@@ -27,6 +32,7 @@ class BackwardStatistics {
   std::int64_t line_rows() const { return line_rows_; }  // of one head
   const float* lse_log2(std::span<std::byte> workspace) const { return lse_log2_.in(workspace); }
   const float* delta(std::span<std::byte> workspace) const { return delta_.in(workspace); }
+  StatisticParts* parts(std::span<std::byte> workspace) const { return has_parts_ ? parts_.in(workspace) : nullptr; }
   std::int32_t* numbers(std::span<std::byte> workspace) const { return numbers_.in(workspace); }
 
   KernelFacts facts() const;
@@ -45,12 +51,15 @@ class BackwardStatistics {
   int device_;
   int lanes_;  // of a row
   bool bfloat16_;
+  bool has_parts_, has_whole_;
+  float lse_factor_;
   std::int32_t dim_v_;
   std::int64_t numbers_count_ = 0;
   std::int64_t rows_ = 0;
   std::int64_t line_rows_ = 0;
   const Kernel& kernel_;
   WorkspaceSlot<float> lse_log2_, delta_;
+  WorkspaceSlot<StatisticParts> parts_;
   WorkspaceSlot<std::int32_t> numbers_;
 };
 

@@ -5,11 +5,18 @@
 
 namespace tessera::sm90 {
 
-template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures = 0>
+enum class Tickets {
+  grouped,  // groups of blocks where the order has them; otherwise the next tile is asked for as soon as one is handed out
+  late,     // no groups; a tile is asked for when it is wanted
+};
+
+template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures = 0, Tickets kTickets = Tickets::grouped>
 class BackwardTickets {
  public:
   TESSERA_DEVICE explicit BackwardTickets(const BackwardParams& params)
-      : params_(params), index_(static_cast<int>(blockIdx.x)) {}
+      : params_(params),
+        deal_(params.order, lines(), static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)),
+        index_(static_cast<int>(blockIdx.x)) {}
 
   // Decodes the next tile; `valid` is 0 when there are no more.
   TESSERA_DEVICE void next(BackwardTile& s_tile) {
@@ -17,11 +24,23 @@ class BackwardTickets {
       next_task(s_tile);
       return;
     }
-    if (index_ < params_.order.tiles) {
-      decode(index_, s_tile);
+    s_tile.valid = 0;
+    if (kTickets == Tickets::grouped && params_.order.group > 0) {
+      if (!deal_.done()) {
+        decode(deal_.tile(), s_tile);
+        deal_.advance();
+      }
+      return;
+    }
+    if (kTickets == Tickets::late && !first_) {
       index_ = following();
-    } else {
-      s_tile.valid = 0;
+    }
+    first_ = false;
+    if (index_ < params_.order.tiles) {
+      decode(numbered(index_), s_tile);
+      if (kTickets == Tickets::grouped) {
+        index_ = following();
+      }
     }
   }
 
@@ -35,23 +54,15 @@ class BackwardTickets {
     const ListedTask task = params_.listed.tasks[index_];
     index_ += static_cast<int>(gridDim.x);
     if (task.number >= 0) {
-      decode(task.number, s_tile);
+      decode(numbered(task.number), s_tile);
       s_tile.begin = task.begin;
       s_tile.end = task.end;
     }
   }
 
-  // The number of the tile after this one. Where heads are dealt in pairs it stands for a tile of each.
-  TESSERA_DEVICE int following() {
-    if (params_.order.counter != nullptr) {
-      return static_cast<int>(gridDim.x) + atomicAdd(params_.order.counter, 1);
-    }
-    if (params_.order.paired != 0) {
-      const bool alone = 2 * (index_ / params_.order.dealt_of_head) + 1 == lines();
-      second_ = !second_ && !alone;
-      return second_ ? index_ : index_ + static_cast<int>(gridDim.x);
-    }
-    return index_ + static_cast<int>(gridDim.x);
+  TESSERA_DEVICE int following() const {
+    const int blocks = static_cast<int>(gridDim.x);
+    return params_.order.counter != nullptr ? blocks + atomicAdd(params_.order.counter, 1) : index_ + blocks;
   }
 
   // (batch, key head) pairs, or key heads where the tiles of a head run over all sequences.
@@ -61,33 +72,21 @@ class BackwardTickets {
   }
 
   // Tiles are numbered by sections of key heads, in a section by tiles of keys (under a causal mask the first are longest).
-  TESSERA_DEVICE void decode(int index, BackwardTile& s_tile) const {
-    const Batch& batch = params_.batch;
+  TESSERA_DEVICE DealtTile numbered(int index) const {
     const BackwardOrder& order = params_.order;
+    const int section_tiles = order.section_heads * order.tiles_of_head;
+    const int first_line = index / section_tiles * order.section_heads;
+    const int rest = index % section_tiles;
+    const int width = min(order.section_heads, lines() - first_line);
+    return {first_line + rest % width, rest / width, order.dq_order};
+  }
+
+  TESSERA_DEVICE void decode(const DealtTile& dealt, BackwardTile& s_tile) const {
+    const Batch& batch = params_.batch;
     const int key_heads = batch.heads_q / batch.group_size;
     const bool alike = batch.sequences == nullptr;
-    DqOrder dq_order = order.dq_order;
-    int line;
-    int key_tile;
-    if (order.group > 0) {
-      line = index / order.dealt_of_head;
-      key_tile = index % order.dealt_of_head;
-      if (order.paired != 0) {
-        line = 2 * line + (second_ ? 1 : 0);
-        key_tile = second_ ? order.tiles_of_head - 1 - key_tile : key_tile;
-        dq_order = second_ ? DqOrder::chain : DqOrder::together;
-      }
-      if (key_tile < 0) {
-        key_tile = order.tiles_of_head;  // this block has none in the last round of the head
-      }
-    } else {
-      const int section_tiles = order.section_heads * order.tiles_of_head;
-      const int first_line = index / section_tiles * order.section_heads;
-      const int rest = index % section_tiles;
-      const int width = min(order.section_heads, lines() - first_line);
-      key_tile = rest / width;
-      line = first_line + rest % width;
-    }
+    const int line = dealt.line;
+    int key_tile = dealt.key_tile;
     const int owner = alike ? line / key_heads : tile::owner_of_tile(batch, key_tile);
     const int key_head = alike ? line % key_heads : line;
     if (!alike) {
@@ -115,12 +114,13 @@ class BackwardTickets {
     s_tile.statistics_row =
         (alike ? owner * batch.heads_q + query_head : query_head) * params_.line_rows + sequence.first_line;
     s_tile.statistics_stride = params_.line_rows;
-    s_tile.dq_order = dq_order;
+    s_tile.start = BackwardTurns<kConfig, kMask>::visits(s_tile, dealt.dq_order, params_.order.chunks).start();
   }
 
   const BackwardParams& params_;
+  GroupDeal deal_;  // where there are groups
   int index_;
-  bool second_ = false;  // of a pair
+  bool first_ = true;  // none has been handed out
 };
 
 }  // namespace tessera::sm90

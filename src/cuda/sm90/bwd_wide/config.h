@@ -25,11 +25,13 @@ struct BackwardKeysConfig {
   constexpr BackwardConfig tiles() const { return {head_dim, tile_q, tile_k, stages}; }
 
   constexpr int sub_tiles() const { return head_dim / kSubTileColumns; }
+  // Columns of K and V that consumers keep in registers, as many as are free beside dK and dV and what a score program takes.
+  constexpr int held_columns(bool program) const { return head_dim <= 192 ? head_dim : program ? 32 : 96; }
   constexpr int row_bytes() const { return head_dim * 2; }
   constexpr int key_bytes() const { return tile_k * row_bytes(); }
   constexpr int query_bytes() const { return tile_q * row_bytes(); }
   constexpr int statistics_bytes() const { return tile_q * 4; }
-  constexpr int weight_bytes() const { return tile_q * tile_k * 4; }  // P in float32
+  constexpr int weight_bytes() const { return tile_q * tile_k * 2; }  // P in 16 bits
 
   constexpr int barriers() const { return 4 + 4 * stages + 2 * kWeightBuffers + 2 * kTileSlots; }
   constexpr int shared_bytes() const {
@@ -79,7 +81,8 @@ struct BackwardQueriesParams {
   TileOrder order;
   std::int32_t line_rows;
   std::int32_t dim_qk;
-  float scale, scale_log2;
+  float scale, scale_log2, score_scale;  // as in BackwardParams
+  ScoreParams score;
 };
 
 }  // namespace tessera::sm90

@@ -11,7 +11,7 @@
 
 namespace tessera::sm90 {
 
-template <BackwardKeysConfig kConfig, MaskKind kMask, class Element>
+template <BackwardKeysConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void backward_keys(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
   const BackwardKeysShared<kConfig> shared(s_raw);
@@ -23,19 +23,19 @@ TESSERA_DEVICE void backward_keys(const BackwardParams& params) {
   if (warpgroup == 0) {
     ptx::lower_registers<BackwardKeysConfig::kProducerRegisters>();
     if (threadIdx.x == 0) {
-      BackwardKeysLoader<kConfig, kMask>(params, shared).run();
+      BackwardKeysLoader<kConfig, kMask, kFeatures>(params, shared).run();
     }
   } else {
     ptx::raise_registers<BackwardKeysConfig::kConsumerRegisters>();
     if (warpgroup == 1) {
-      WeightConsumer<kConfig, kMask, Element>(params, shared).run();
+      WeightConsumer<kConfig, kMask, Element, kFeatures>(params, shared).run();
     } else {
-      ScoreGradientConsumer<kConfig, kMask, Element>(params, shared).run();
+      ScoreGradientConsumer<kConfig, kMask, Element, kFeatures>(params, shared).run();
     }
   }
 }
 
-template <BackwardQueriesConfig kConfig, MaskKind kMask, class Element>
+template <BackwardQueriesConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void backward_queries(const BackwardQueriesParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
   const BackwardQueriesShared<kConfig> shared(s_raw);
@@ -49,28 +49,34 @@ TESSERA_DEVICE void backward_queries(const BackwardQueriesParams& params) {
     if (threadIdx.x == 0) {
       BackwardQueriesLoader<kConfig>(params, shared).run();
     } else if (threadIdx.x == 32) {
-      schedule<kConfig.tiles(), kMask, 0>(params, shared, 0);
+      schedule<kConfig.tiles(), kMask, kFeatures>(params, shared, 0);
     }
   } else {
     ptx::raise_registers<BackwardQueriesConfig::kConsumerRegisters>();
-    BackwardQueriesConsumer<kConfig, kMask, Element>(params, shared, warpgroup - 1).run();
+    BackwardQueriesConsumer<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1).run();
   }
 }
 
 }  // namespace tessera::sm90
 
-#define TESSERA_SM90_BACKWARD_KEYS_INSTANCE(name, head_dim, tile_q, tile_k, stages, mask, element)    \
-  extern "C" __global__ void __launch_bounds__(tessera::sm90::BackwardKeysConfig::kThreads, 1)        \
-      name(const __grid_constant__ tessera::sm90::BackwardParams params) {                            \
-    tessera::sm90::backward_keys<tessera::sm90::BackwardKeysConfig{head_dim, tile_q, tile_k, stages}, \
-                                 tessera::MaskKind::mask, tessera::ptx::element>(params);             \
+// `features` of ScoreFeature, or'ed.
+#define TESSERA_SM90_BACKWARD_KEYS_PROGRAM(name, head_dim, tile_q, tile_k, stages, mask, element, features) \
+  extern "C" __global__ void __launch_bounds__(tessera::sm90::BackwardKeysConfig::kThreads, 1)              \
+      name(const __grid_constant__ tessera::sm90::BackwardParams params) {                                  \
+    tessera::sm90::backward_keys<tessera::sm90::BackwardKeysConfig{head_dim, tile_q, tile_k, stages},       \
+                                 tessera::MaskKind::mask, tessera::ptx::element, features>(params);         \
   }
+#define TESSERA_SM90_BACKWARD_KEYS_INSTANCE(name, head_dim, tile_q, tile_k, stages, mask, element) \
+  TESSERA_SM90_BACKWARD_KEYS_PROGRAM(name, head_dim, tile_q, tile_k, stages, mask, element, 0)
 
+#define TESSERA_SM90_BACKWARD_QUERIES_PROGRAM(name, head_dim, tile_q, tile_k, key_stages, value_stages, mask, element, \
+                                              features)                                                                \
+  extern "C" __global__ void __launch_bounds__(tessera::sm90::BackwardQueriesConfig::kThreads, 1)                      \
+      name(const __grid_constant__ tessera::sm90::BackwardQueriesParams params) {                                      \
+    tessera::sm90::backward_queries<tessera::sm90::BackwardQueriesConfig{head_dim, tile_q, tile_k, key_stages,         \
+                                                                         value_stages},                                \
+                                    tessera::MaskKind::mask, tessera::ptx::element, features>(params);                 \
+  }
 #define TESSERA_SM90_BACKWARD_QUERIES_INSTANCE(name, head_dim, tile_q, tile_k, key_stages, value_stages, mask, \
                                                element)                                                        \
-  extern "C" __global__ void __launch_bounds__(tessera::sm90::BackwardQueriesConfig::kThreads, 1)              \
-      name(const __grid_constant__ tessera::sm90::BackwardQueriesParams params) {                              \
-    tessera::sm90::backward_queries<tessera::sm90::BackwardQueriesConfig{head_dim, tile_q, tile_k, key_stages, \
-                                                                         value_stages},                        \
-                                    tessera::MaskKind::mask, tessera::ptx::element>(params);                   \
-  }
+  TESSERA_SM90_BACKWARD_QUERIES_PROGRAM(name, head_dim, tile_q, tile_k, key_stages, value_stages, mask, element, 0)

@@ -2,11 +2,12 @@
 // step:
 //   WeightConsumer         S^T = K Q^T,   P^T = exp(scale S^T - LSE),     dV += P^T dO
 //   ScoreGradientConsumer  dP^T = V dO^T, dS^T = P^T o (dP^T - delta),    dK += dS^T Q
-// P goes from the first to the second in float32 through shared memory.
+// P goes from the first to the second in 16 bits through shared memory, times a derivative where a score program has one.
 //
-// Work is one stream of steps across tiles of keys. The first issues S of the next step and then dV of this one, the second dK
-// of this one and then dP of the next: so each tensor is read by both at about the same time, its stage is free half a step
-// before it is needed again, and the exponentials run beside the product for dV.
+// Work is one stream of steps across tiles of keys. The first issues dV of a step and then S of the next one, the second dK and
+// then dP: so a stage of Q or dO is in use for little more than a step. What one warpgroup computes runs beside the products of
+// the other; and the products of half of the queries are issued before the other half is computed, since the two depend on each
+// other and come into step.
 #pragma once
 
 #include "cuda/sm90/bwd_wide/keys_shared.cuh"
@@ -23,7 +24,7 @@ struct KeyGradient {
 };
 
 // What both have in common.
-template <BackwardKeysConfig kConfig, MaskKind kMask, class Element>
+template <BackwardKeysConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 class KeysConsumer {
  public:
   using Shared = BackwardKeysShared<kConfig>;
@@ -32,6 +33,9 @@ class KeysConsumer {
   static constexpr int kScores = kConfig.tile_q / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kRowBarrier = 1;
+  static constexpr int kHeld = kConfig.held_columns(kFeatures != 0) / 16;
+  static constexpr bool kHoldsAll = 16 * kHeld == kConfig.head_dim;
+  static constexpr int kHalf = kConfig.tile_q / 32;  // steps of depth of half of the queries
 
   TESSERA_DEVICE KeysConsumer(const BackwardParams& params, const Shared& shared, const KeyGradient& gradient)
       : params_(params), shared_(shared), gradient_(gradient) {}
@@ -53,63 +57,97 @@ class KeysConsumer {
       if (work_->begin < work_->end) {
         break;
       }
-      constexpr float kZeros[kOutputs] = {};
-      write(kZeros, rows());
+      write_zeros();
       release_tile();
     }
     visit_ = work_->end;
+    member_ = 0;
     left_ = (work_->end - work_->begin) * params_.batch.group_size;
-    ends_inside_ = work_->first_key + kConfig.tile_k > work_->keys;
+    begin_ = work_->begin;
+    find_whole_visits();
     advance();
     return true;
   }
 
-  TESSERA_DEVICE void release_tile() {
-    release(shared_.bar_tile_empty + slot_.slot);
-    slot_.advance();
-  }
+  TESSERA_DEVICE void release_tile() { release_stage(shared_.bar_tile_empty, slot_); }
 
   // To the next step of the tile, from the last tile of queries down: under a causal mask blocks then read the same tiles at
   // the same time.
   TESSERA_DEVICE void advance() {
     --left_;
-    visit_ = (visit_ == work_->begin ? work_->end : visit_) - 1;
+    if (visit_ == begin_) {
+      visit_ = work_->end;
+      ++member_;
+    }
+    --visit_;
   }
 
   TESSERA_DEVICE int first_query() const { return visit_ * kConfig.tile_q; }
 
+  // Which visits hide nothing. Kept in registers: a step that asks the tile in shared memory waits a hundred cycles for it.
+  TESSERA_DEVICE void find_whole_visits() {
+    constexpr int kNone = 1 << 30;
+    whole_begin_ = 0;
+    if (kMask != MaskKind::dense) {
+      whole_begin_ = tile::ceil_div(max(work_->first_key + kConfig.tile_k - 1 - work_->upper, 0), kConfig.tile_q);
+    }
+    if (work_->first_key + kConfig.tile_k > work_->keys) {  // keys that nothing sees
+      whole_begin_ = kNone;
+    }
+    if (kMask == MaskKind::window) {
+      const int last = work_->first_key - (kConfig.tile_q - 1) - work_->lower;  // of whole ones, their first query
+      whole_end_ = last < 0 ? 0 : last / kConfig.tile_q + 1;
+    }
+  }
+
   TESSERA_DEVICE bool is_masked() const {
-    return ends_inside_ ||
-           (kMask != MaskKind::dense && work_->first_key + kConfig.tile_k - 1 > first_query() + work_->upper) ||
-           (kMask == MaskKind::window && work_->first_key < first_query() + kConfig.tile_q - 1 + work_->lower);
+    return visit_ < whole_begin_ || (kMask == MaskKind::window && visit_ >= whole_end_);
+  }
+
+  // The first columns of K or V as fragments of the first operand. Shared memory is read as long as products take; these are read
+  // once.
+  TESSERA_DEVICE void hold_rows(const std::uint8_t* s_rows) {
+    const int row = tile::fragment_row();
+    const std::uint32_t s_row = ptx::fresh(ptx::shared_address(s_rows) + row * 128 + threadIdx.x % 4 * 4);
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int chunk = (k % 4 * 2 + i / 2) ^ (row % 8);
+        r_held_[4 * k + i] = ptx::load_word(s_row + k / 4 * kConfig.tile_k * 128 + i % 2 * 8 * 128 + chunk * 16);
+      }
+    }
   }
 
   // S^T or dP^T: both operands have their depth contiguous.
-  TESSERA_DEVICE void issue_scores(float (&r_result)[kScores], const std::uint8_t* s_a, const std::uint8_t* s_stages,
-                                   int stage) const {
+  TESSERA_DEVICE void issue_scores(const std::uint8_t* s_a, const std::uint8_t* s_stages, int stage) {
     using Product = ptx::Wgmma<kConfig.tile_q, Element>;
     const std::uint32_t s_rows = ptx::fresh(ptx::shared_address(s_a));
     const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_stages) + stage * kConfig.query_bytes());
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_rows, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
       const std::uint64_t b = ptx::depth_major(s_stage, k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
-      if (k == 0) {
-        Product::ss_first(r_result, a, b);
+      if (k < kHeld) {
+        if (k == 0) {
+          Product::rs_first(r_scores_, r_held_, b);
+        } else {
+          Product::template rs<0>(r_scores_, r_held_ + 4 * k, b, true);
+        }
       } else {
-        Product::ss(r_result, a, b);
+        Product::ss(r_scores_, ptx::depth_major(s_rows, k / 4 * kConfig.tile_k * 128 + k % 4 * 32), b);
       }
     }
     ptx::wgmma_commit();
   }
 
-  // dV += P^T dO or dK += dS^T Q.
+  // dV += P^T dO or dK += dS^T Q, of the queries of some steps of depth.
+  template <int kFrom, int kTo>
   TESSERA_DEVICE void issue_gradient(const std::uint8_t* s_stages, int stage) {
     const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_stages) + stage * kConfig.query_bytes());
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kConfig.tile_q / 16; ++k) {
+    for (int k = kFrom; k < kTo; ++k) {
       ptx::Wgmma<kConfig.head_dim, Element>::rs(r_gradient_, r_packed_ + 4 * k,
                                                 ptx::width_major(s_stage, kConfig.tile_q * 128, k * 2048),
                                                 accumulate_ || k > 0);
@@ -118,26 +156,29 @@ class KeysConsumer {
     accumulate_ = true;
   }
 
-  // Waits for a stage of Q or dO. `rows` of it belong to the sequence: those of the next one, which only ragged batches leave
-  // behind the last query, are cleared by each warpgroup for itself.
+  // Waits for a stage of Q or dO. Rows behind the last query, which in ragged batches are of the next sequence, are cleared by
+  // each warpgroup for itself.
   TESSERA_DEVICE void await_stage(std::uint64_t* bar_full, std::uint8_t* s_stages,
-                                  const tile::RingPosition<Shared::kStages>& stage, int rows, int barrier) const {
+                                  const tile::RingPosition<Shared::kStages>& stage, int barrier) const {
     ptx::mbarrier_wait(bar_full + stage.slot, stage.parity);
-    if (params_.batch.ragged != 0 && rows < kConfig.tile_q) {
-      tile::clear_rows<kConfig.tile_q, kConfig.sub_tiles()>(s_stages + stage.slot * kConfig.query_bytes(), rows,
-                                                            barrier);
+    if (params_.batch.ragged != 0) {
+      const int rows = work_->queries - first_query();
+      if (rows < kConfig.tile_q) {
+        tile::clear_rows<kConfig.tile_q, kConfig.sub_tiles()>(s_stages + stage.slot * kConfig.query_bytes(), rows,
+                                                              barrier);
+      }
     }
   }
 
-  // By every warp, after its last reading.
-  TESSERA_DEVICE void release(std::uint64_t* bar_empty) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
+  // K or V of the tile, after the last step or, where registers hold all of it, before the first.
+  TESSERA_DEVICE static void release_rows(std::uint64_t* bar_empty, bool held) {
+    if (held == kHoldsAll) {
       ptx::mbarrier_arrive(bar_empty);
     }
   }
-  // A stage or a buffer of P, by every thread, since each has read or written a part of its own: racecheck does not see that
-  // __syncwarp() orders what a warp did before one arrival of it.
+
+  // What threads have read or written themselves, by every thread: racecheck does not see that __syncwarp() orders what a warp
+  // did before one arrival of it.
   template <int kSlots>
   TESSERA_DEVICE void release_stage(std::uint64_t* bar, tile::RingPosition<kSlots>& stage) const {
     ptx::mbarrier_arrive(bar + stage.slot);
@@ -152,10 +193,24 @@ class KeysConsumer {
             {row < work_->stored_keys, row + 8 < work_->stored_keys}};
   }
 
+  TESSERA_DEVICE void write_zeros() const {
+    const Rows first = rows();
+    const std::int64_t row = work_->first_key + tile::fragment_row();
+    std::uint16_t* const g_tile = first.g_row - row * gradient_.strides.token;
+    const int words = gradient_.dim / 8;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x % 128); i < kConfig.tile_k * words; i += 128) {
+      const int key = work_->first_key + i / words;
+      if (key < work_->stored_keys) {
+        *reinterpret_cast<uint4*>(g_tile + key * gradient_.strides.token + i % words * 8) = uint4{};
+      }
+    }
+  }
+
   TESSERA_DEVICE void write(const float (&r_values)[kOutputs], const Rows& rows) const {
     std::uint16_t* const g_rows[2] = {rows.g_row, rows.g_row + 8 * gradient_.strides.token};
     const float factor[2] = {gradient_.scale, gradient_.scale};
-    tile::store_rows<Element>(r_values, factor, g_rows, rows.stored, gradient_.dim);
+    tile::store_rows<Element, true>(r_values, factor, g_rows, rows.stored, gradient_.dim);
   }
 
   const BackwardParams& params_;
@@ -163,9 +218,11 @@ class KeysConsumer {
   const KeyGradient gradient_;
 
   const BackwardTile* work_ = nullptr;
-  int visit_ = 0;             // the tile of queries of the latest step
-  int left_ = 0;              // steps of the tile behind it
-  bool ends_inside_ = false;  // the tile holds keys that nothing sees
+  int visit_ = 0;   // the tile of queries of the latest step
+  int member_ = 0;  // of the key head's group, whose queries they are
+  int left_ = 0;    // steps of the tile behind it
+  int begin_ = 0;   // of the tile's visits, the first
+  int whole_begin_ = 0, whole_end_ = 0;
   bool accumulate_ = false;
   int key_parity_ = 0;
   tile::RingPosition<Shared::kTileSlots> slot_;
@@ -174,6 +231,8 @@ class KeysConsumer {
 
   std::uint32_t r_packed_[kScores / 2];  // P or dS of a step, whose product for the gradient is to come
   float r_gradient_[kOutputs];
+  float r_scores_[kScores];  // S or dP
+  std::uint32_t r_held_[4 * kHeld];
 };
 
 }  // namespace tessera::sm90

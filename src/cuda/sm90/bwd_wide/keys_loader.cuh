@@ -9,7 +9,7 @@
 namespace tessera::sm90 {
 
 // One thread that hands out tiles of keys and keeps the copy engine busy. A tile that nothing sees loads nothing.
-template <BackwardKeysConfig kConfig, MaskKind kMask>
+template <BackwardKeysConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 class BackwardKeysLoader {
  public:
   using Shared = BackwardKeysShared<kConfig>;
@@ -22,19 +22,15 @@ class BackwardKeysLoader {
     // those that find no more tiles.
     ptx::wait_for_last_grid();
     ptx::let_next_grid_start();
-    while (true) {
-      const BackwardTile& work = next_tile();
-      if (work.valid == 0) {
-        return;
-      }
-      if (work.begin < work.end) {
-        load_tile(work);
-      }
+    const BackwardTile* work = &next_tile();
+    while (work->valid != 0) {
+      work = work->begin < work->end ? &load_tile(*work) : &next_tile();
     }
   }
 
  private:
   static constexpr int kColumns = BackwardKeysConfig::kSubTileColumns;
+  static constexpr int kKnownAhead = 4;  // steps before the end of a tile at which the next one is taken
 
   // Decodes the next tile and tells the consumers. The slot stays as it is until they have released it and the loader asks
   // again.
@@ -47,8 +43,12 @@ class BackwardKeysLoader {
     return s_tile;
   }
 
-  TESSERA_DEVICE void load_tile(const BackwardTile& work) {
+  // The next tile, which is decoded some steps before this one ends.
+  TESSERA_DEVICE const BackwardTile& load_tile(const BackwardTile& work) {
+    const BackwardTile* next = nullptr;
     load_keys(params_.k, shared_.keys, shared_.bar_key_full, shared_.bar_key_empty, work);
+    int left = (work.end - work.begin) * params_.batch.group_size;
+    const int known = min(left, kKnownAhead);
     bool first = true;
     for (int member = 0; member < params_.batch.group_size; ++member) {
       for (int query_tile = work.end - 1; query_tile >= work.begin; --query_tile) {
@@ -61,9 +61,14 @@ class BackwardKeysLoader {
         load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
                      shared_.bar_dout_empty, work, member, query_tile);
         stage_.advance();
+        if (left == known) {
+          next = &next_tile();
+        }
+        --left;
       }
     }
     key_parity_ ^= 1;
+    return *next;
   }
 
   TESSERA_DEVICE void load_keys(const TensorMap& map, std::uint8_t* s_target, std::uint64_t* bar_full,
@@ -97,7 +102,7 @@ class BackwardKeysLoader {
 
   const BackwardParams& params_;
   const Shared& shared_;
-  BackwardTickets<kConfig.tiles(), kMask> tickets_;
+  BackwardTickets<kConfig.tiles(), kMask, kFeatures, Tickets::late> tickets_;
   int key_parity_ = 0;
   tile::RingPosition<Shared::kTileSlots> slot_;
   tile::RingPosition<Shared::kStages> stage_;

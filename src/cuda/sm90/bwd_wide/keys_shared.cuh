@@ -18,7 +18,7 @@ struct BackwardKeysShared {
   static constexpr int kConsumerWarps = 4 * BackwardKeysConfig::kWarpgroups;
 
   std::uint8_t *keys, *values, *queries, *douts;
-  float4* weights;  // in the order of registers
+  uint4* weights;  // P in 16 bits, in the order of registers
   float *lse_log2, *delta;
   BackwardTile* tiles;
   // Each pair: filled by the loader, emptied by the consumers that use it.
@@ -38,7 +38,7 @@ struct BackwardKeysShared {
     values = take(kConfig.key_bytes());
     queries = take(kStages * kConfig.query_bytes());
     douts = take(kStages * kConfig.query_bytes());
-    weights = reinterpret_cast<float4*>(take(kWeightBuffers * kConfig.weight_bytes()));
+    weights = reinterpret_cast<uint4*>(take(kWeightBuffers * kConfig.weight_bytes()));
     lse_log2 = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
     delta = reinterpret_cast<float*>(take(kStages * kConfig.statistics_bytes()));
     tiles = reinterpret_cast<BackwardTile*>(take(64 * kTileSlots));
@@ -59,9 +59,9 @@ struct BackwardKeysShared {
 
   TESSERA_DEVICE void init_barriers() const {
     ptx::mbarrier_init(bar_key_full, 1);
-    ptx::mbarrier_init(bar_key_empty, 4);
+    ptx::mbarrier_init(bar_key_empty, 128);
     ptx::mbarrier_init(bar_value_full, 1);
-    ptx::mbarrier_init(bar_value_empty, 4);
+    ptx::mbarrier_init(bar_value_empty, 128);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
       ptx::mbarrier_init(bar_query_empty + i, 32 * kConsumerWarps);
@@ -74,7 +74,7 @@ struct BackwardKeysShared {
     }
     for (int i = 0; i < kTileSlots; ++i) {
       ptx::mbarrier_init(bar_tile_full + i, 1);
-      ptx::mbarrier_init(bar_tile_empty + i, kConsumerWarps);
+      ptx::mbarrier_init(bar_tile_empty + i, 32 * kConsumerWarps);
     }
     ptx::fence_mbarrier_init();
   }

@@ -42,13 +42,14 @@ constexpr std::array kQueriesConfigs{
 };
 
 KernelImage image_of(const BackwardKeysConfig& config, const Problem& problem) {
-  return sm90_image(kBackwardKeysFamily, {config.head_dim, config.tile_q, config.tile_k, config.stages}, problem, 0);
+  return sm90_image(kBackwardKeysFamily, {config.head_dim, config.tile_q, config.tile_k, config.stages}, problem,
+                    backward_features(problem));
 }
 
 KernelImage image_of(const BackwardQueriesConfig& config, const Problem& problem) {
   return sm90_image(kBackwardQueriesFamily,
                     {config.head_dim, config.tile_q, config.tile_k, config.key_stages, config.value_stages}, problem,
-                    0);
+                    backward_features(problem));
 }
 
 // That of the smallest head dim that holds the problem's; null when there is none.
@@ -61,6 +62,18 @@ auto choose_config(const Configs& configs, const Problem& problem) -> decltype(c
   return found == configs.end() ? nullptr : &*found;
 }
 
+struct WideBackwardKernels {
+  const Kernel& keys;
+  const Kernel& queries;
+};
+
+WideBackwardKernels load_kernels(int device, const Problem& problem, const BackwardKeysConfig& keys,
+                                 const BackwardQueriesConfig& queries) {
+  const std::array images{image_of(keys, problem), image_of(queries, problem)};
+  Kernel::load_all(device, images);
+  return {Kernel::load(device, images[0]), Kernel::load(device, images[1])};
+}
+
 class WideBackwardExecutable final : public DeviceExecutable {
  public:
   WideBackwardExecutable(const Problem& problem, const PlanOptions& options)
@@ -68,8 +81,7 @@ class WideBackwardExecutable final : public DeviceExecutable {
         properties_(cuda_device(options.device.index)),
         keys_(*choose_config(kKeysConfigs, problem)),
         queries_(*choose_config(kQueriesConfigs, problem)),
-        keys_kernel_(Kernel::load(device(), image_of(keys_, problem))),
-        queries_kernel_(Kernel::load(device(), image_of(queries_, problem))),
+        kernels_(load_kernels(device(), problem, keys_, queries_)),
         statistics_(device(), problem, keys_.tile_q, {kCounters, false}, layout_) {
     plan_tiles();
     if (!uniform_lengths(problem)) {
@@ -98,8 +110,8 @@ class WideBackwardExecutable final : public DeviceExecutable {
       row.waves = static_cast<double>(tiles) / properties_.multiprocessors;
       facts.kernels.push_back(row);
     };
-    add(keys_, keys_kernel_, keys_.stages, key_order_.tiles);
-    add(queries_, queries_kernel_, queries_.key_stages, query_order_.tiles);
+    add(keys_, kernels_.keys, keys_.stages, key_order_.tiles);
+    add(queries_, kernels_.queries, queries_.key_stages, query_order_.tiles);
     return facts;
   }
 
@@ -171,6 +183,15 @@ class WideBackwardExecutable final : public DeviceExecutable {
     return static_cast<std::int32_t>(tiles);
   }
 
+  template <class Params>
+  void set_scores(Params& params, const ScoreTensors& tensors) const {
+    const float softcap = problem().softcap;
+    params.scale = problem().softmax_scale();
+    params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : params.scale) * std::numbers::log2e);
+    params.score_scale = softcap != 0 ? params.scale / softcap : 1.0F;
+    params.score = score_params_of(tensors);
+  }
+
   void run_keys(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
     BackwardParams params{};
     params.q = tensor_map(tensors.q, keys_.tile_q);
@@ -190,13 +211,12 @@ class WideBackwardExecutable final : public DeviceExecutable {
     params.line_rows = static_cast<std::int32_t>(statistics_.line_rows());
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
-    params.scale = problem().softmax_scale();
-    params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
-    keys_kernel_.launch({.blocks = blocks(key_order_.tiles),
-                         .threads = BackwardKeysConfig::kThreads,
-                         .shared_bytes = keys_.shared_bytes(),
-                         .early = true},
-                        params, stream);
+    set_scores(params, tensors.score);
+    kernels_.keys.launch({.blocks = blocks(key_order_.tiles),
+                          .threads = BackwardKeysConfig::kThreads,
+                          .shared_bytes = keys_.shared_bytes(),
+                          .early = true},
+                         params, stream);
   }
 
   void run_queries(const BackwardTensors& tensors, std::span<std::byte> workspace, void* stream) const {
@@ -215,20 +235,18 @@ class WideBackwardExecutable final : public DeviceExecutable {
     params.order.counter = dynamic_ ? statistics_.numbers(workspace) + 1 : nullptr;
     params.line_rows = static_cast<std::int32_t>(statistics_.line_rows());
     params.dim_qk = static_cast<std::int32_t>(problem().dim_qk);
-    params.scale = problem().softmax_scale();
-    params.scale_log2 = static_cast<float>(problem().softmax_scale() * std::numbers::log2e);
-    queries_kernel_.launch({.blocks = blocks(query_order_.tiles),
-                            .threads = BackwardQueriesConfig::kThreads,
-                            .shared_bytes = queries_.shared_bytes(),
-                            .early = true},
-                           params, stream);
+    set_scores(params, tensors.score);
+    kernels_.queries.launch({.blocks = blocks(query_order_.tiles),
+                             .threads = BackwardQueriesConfig::kThreads,
+                             .shared_bytes = queries_.shared_bytes(),
+                             .early = true},
+                            params, stream);
   }
 
   const CudaDeviceInfo& properties_;
   const BackwardKeysConfig& keys_;
   const BackwardQueriesConfig& queries_;
-  const Kernel& keys_kernel_;
-  const Kernel& queries_kernel_;
+  const WideBackwardKernels kernels_;
 
   WorkspaceLayout layout_;
   BackwardStatistics statistics_;

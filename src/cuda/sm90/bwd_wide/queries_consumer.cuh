@@ -1,22 +1,25 @@
 // A consumer warpgroup of the kernel for dQ of wide heads: 64 rows of every tile of queries.
 //
 //   S = Q K^T,  P = exp(scale S - LSE),  dP = dO V^T,  dS = P o (dP - delta),  dQ += dS K
-// dQ of a key tile, S and dP of the next one are issued together. The exponentials run beside this warpgroup's dP, the rest of
-// the arithmetic beside products of the other warpgroup.
+// dQ of a key tile and S of the next one are issued together, dP when dQ is complete. The exponentials run beside this
+// warpgroup's dP, the rest of the arithmetic beside products of the other warpgroup; dQ of half of the keys is issued before dS
+// of the other half is computed.
 #pragma once
 
+#include "cuda/sm90/bwd_wide/queries_score.cuh"
 #include "cuda/sm90/bwd_wide/queries_shared.cuh"
 #include "cuda/tile/softmax.cuh"
 
 namespace tessera::sm90 {
 
-template <BackwardQueriesConfig kConfig, MaskKind kMask, class Element>
+template <BackwardQueriesConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 class BackwardQueriesConsumer {
  public:
   using Shared = BackwardQueriesShared<kConfig>;
+  using Score = BackwardQueriesScore<kConfig, Element, kFeatures>;
 
   TESSERA_DEVICE BackwardQueriesConsumer(const BackwardQueriesParams& params, const Shared& shared, int warpgroup)
-      : params_(params), shared_(shared), warpgroup_(warpgroup) {}
+      : params_(params), shared_(shared), warpgroup_(warpgroup), score_(params, warpgroup) {}
 
   TESSERA_DEVICE void run() {
     while (read_tile()) {
@@ -32,6 +35,8 @@ class BackwardQueriesConsumer {
   static constexpr int kScores = kConfig.tile_k / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kRowBarrier = 1;
+  // dP waits until softcap and function are done with S: beside dQ registers do not hold it and what a derivative takes.
+  static constexpr bool kDweightsLast = Score::kHasDerivative;
 
   TESSERA_DEVICE bool read_tile() {
     ptx::mbarrier_wait(shared_.bar_tile_full + tile_.slot, tile_.parity);
@@ -54,6 +59,7 @@ class BackwardQueriesConsumer {
     last_unmasked_ =
         kMask == MaskKind::window ? tile::ceil_div(max(0, first_row + 63 + work_->lower), kConfig.tile_k) : 0;
     read_statistics(first_row);
+    score_.start_tile(*work_);
   }
 
   TESSERA_DEVICE void read_statistics(int first_row) {
@@ -70,6 +76,10 @@ class BackwardQueriesConsumer {
   }
 
   TESSERA_DEVICE void walk_tile() {
+#pragma unroll
+    for (float& value : r_dq_) {
+      value = 0.0F;
+    }
     ptx::mbarrier_wait(shared_.bar_query_full + warpgroup_, parity_);
     int j = work_->end - 1;
     for (; j >= max(end_, work_->begin); --j) {
@@ -77,25 +87,11 @@ class BackwardQueriesConsumer {
     }
     if (j >= begin_) {
       clear_hidden_keys(j);
-      accumulate_ = false;
-      step<true, true>(j);
-      for (--j; j >= begin_; --j) {
-        if (is_masked(j)) {
-          step<true, false>(j);
-        } else {
-          step<false, false>(j);
-        }
-      }
-      issue_dq();
-      finish_dq<0>();
+      j = walk_keys(j);
     } else {
       ptx::mbarrier_wait(shared_.bar_dout_full + warpgroup_, parity_);
       release(shared_.bar_query_empty + warpgroup_);
       release(shared_.bar_dout_empty + warpgroup_);
-#pragma unroll
-      for (float& value : r_dq_) {
-        value = 0.0F;
-      }
     }
     for (; j >= work_->begin; --j) {
       skip();
@@ -113,41 +109,79 @@ class BackwardQueriesConsumer {
 
   TESSERA_DEVICE bool is_masked(int j) const { return j >= first_masked_ || j < last_unmasked_; }
 
-  // dQ of the key tile before, and dS of this one.
-  template <bool kMasked, bool kFirst>
-  TESSERA_DEVICE void step(int j) {
+  // From key tile j down to the first one that is seen; the one before it.
+  TESSERA_DEVICE int walk_keys(int j) {
     float r_scores[kScores];
-    float r_dscores[kScores];
-    if constexpr (!kFirst) {
-      issue_dq();
+    bool behind = false;
+    await_keys();
+    issue_next_scores(r_scores);
+    ptx::mbarrier_wait(shared_.bar_dout_full + warpgroup_, parity_);
+    while (true) {
+      // S of this key tile and dQ of the one before it are under way. dP waits for dQ, so that dS and dP are not in registers at
+      // the same time.
+      float r_dscores[kScores];
+      ptx::wgmma_wait<1>();
+      ptx::pin(r_dq_);
+      if (behind) {
+        release_stage(shared_.bar_key_empty, dq_key_);
+      }
+      if constexpr (!kDweightsLast) {
+        issue_dscores(r_dscores);
+        ptx::wgmma_wait<1>();
+      } else {
+        ptx::wgmma_wait<0>();
+      }
+      ptx::pin(r_scores);
+      if (j == begin_) {
+        release(shared_.bar_query_empty + warpgroup_);
+      }
+      const bool masked = is_masked(j);
+      if (!Score::kChangesWeights && masked) {
+        hide(r_scores, j, -__builtin_huge_valf());
+      }
+      compute_weights(r_scores, j);
+      if (Score::kChangesWeights && masked) {
+        hide(r_scores, j, 0.0F);
+      }
+      if constexpr (kDweightsLast) {
+        issue_dscores(r_dscores);
+      }
+      // Not needed before dP; but without a branch in between the compiler puts the exponentials behind the wait for dP.
+      if (j > begin_) {
+        await_keys();
+      }
+      ptx::wgmma_wait<0>();
+      ptx::pin(r_dscores);
+      release_stage(shared_.bar_value_empty, value_);
+      if (masked) {
+        zero_hidden(r_scores, r_dscores);
+      }
+      compute_score_gradients<0, kScores / 4>(r_scores, r_dscores);
+      issue_dq<0, kConfig.tile_k / 32>();
+      compute_score_gradients<kScores / 4, kScores / 2>(r_scores, r_dscores);
+      issue_dq<kConfig.tile_k / 32, kConfig.tile_k / 16>();
+      behind = true;
+      --j;
+      if (j < begin_) {
+        break;
+      }
+      issue_next_scores(r_scores);
     }
-    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
-    issue_scores(r_scores, shared_.queries, shared_.keys + key_.slot * kConfig.key_bytes());
-    if constexpr (kFirst) {
-      ptx::mbarrier_wait(shared_.bar_dout_full + warpgroup_, parity_);
-    }
-    if constexpr (!kFirst) {
-      finish_dq<1>();  // so that dS and dP are not in registers at the same time
-    }
+    release(shared_.bar_dout_empty + warpgroup_);
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_dq_);
+    release_stage(shared_.bar_key_empty, dq_key_);
+    return j;
+  }
+
+  TESSERA_DEVICE void issue_dscores(float (&r_dscores)[kScores]) {
     ptx::mbarrier_wait(shared_.bar_value_full + value_.slot, value_.parity);
     issue_scores(r_dscores, shared_.douts, shared_.values + value_.slot * kConfig.key_bytes());
-    ptx::wgmma_wait<1>();
-    ptx::pin(r_scores);
+  }
+  TESSERA_DEVICE void await_keys() const { ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity); }
+  TESSERA_DEVICE void issue_next_scores(float (&r_scores)[kScores]) {
+    issue_scores(r_scores, shared_.queries, shared_.keys + key_.slot * kConfig.key_bytes());
     key_.advance();
-    if (j == begin_) {
-      release(shared_.bar_query_empty + warpgroup_);
-    }
-    if constexpr (kMasked) {
-      hide(r_scores, j);
-    }
-    compute_weights(r_scores);
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_dscores);
-    release_stage(shared_.bar_value_empty, value_);
-    if (j == begin_) {
-      release(shared_.bar_dout_empty + warpgroup_);
-    }
-    compute_score_gradients<kMasked>(r_scores, r_dscores);
   }
 
   // S or dP: both operands have their depth contiguous.
@@ -170,45 +204,50 @@ class BackwardQueriesConsumer {
     ptx::wgmma_commit();
   }
 
+  template <int kFrom, int kTo>
   TESSERA_DEVICE void issue_dq() {
     const std::uint32_t s_keys = ptx::fresh(ptx::shared_address(shared_.keys) + dq_key_.slot * kConfig.key_bytes());
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kConfig.tile_k / 16; ++k) {
-      ptx::Wgmma<kConfig.head_dim, Element>::rs(
-          r_dq_, r_packed_ + 4 * k, ptx::width_major(s_keys, kConfig.tile_k * 128, k * 2048), accumulate_ || k > 0);
+    for (int k = kFrom; k < kTo; ++k) {
+      ptx::Wgmma<kConfig.head_dim, Element>::rs(r_dq_, r_packed_ + 4 * k,
+                                                ptx::width_major(s_keys, kConfig.tile_k * 128, k * 2048), true);
     }
     ptx::wgmma_commit();
-    accumulate_ = true;
-  }
-  template <int kPending>
-  TESSERA_DEVICE void finish_dq() {
-    ptx::wgmma_wait<kPending>();
-    ptx::pin(r_dq_);
-    release_stage(shared_.bar_key_empty, dq_key_);
   }
 
-  TESSERA_DEVICE void compute_weights(float (&r_scores)[kScores]) const {
+  // Products to P, times the derivative of a score program that has one.
+  TESSERA_DEVICE void compute_weights(float (&r_scores)[kScores], int j) const {
+    if constexpr (Score::kChangesWeights) {
+      score_.compute_weights(r_scores, *work_, j * kConfig.tile_k, lse_log2_);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) {
+        r_scores[i] = ptx::exp2(fmaf(r_scores[i], params_.scale_log2, -lse_log2_[i / 2 % 2]));
+      }
+    }
+  }
+
+  // dP where nothing is seen, which may be anything.
+  TESSERA_DEVICE static void zero_hidden(const float (&r_weights)[kScores], float (&r_dscores)[kScores]) {
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      r_scores[i] = ptx::exp2(fmaf(r_scores[i], params_.scale_log2, -lse_log2_[i / 2 % 2]));
+      r_dscores[i] = r_weights[i] == 0.0F ? 0.0F : r_dscores[i];
     }
   }
 
-  // Without the scale, which dQ gets at the end.
-  template <bool kMasked>
+  // Pairs of dS, without the scale, which dQ gets at the end.
+  template <int kFrom, int kTo>
   TESSERA_DEVICE void compute_score_gradients(const float (&r_weights)[kScores], const float (&r_dscores)[kScores]) {
-    const auto gradient = [&](int i) {
-      const float value = r_weights[i] * (r_dscores[i] - delta_[i / 2 % 2]);
-      return kMasked && r_weights[i] == 0.0F ? 0.0F : value;  // whatever dP is where nothing is seen
-    };
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      r_packed_[i] = ptx::pack<Element>(gradient(2 * i), gradient(2 * i + 1));
+    for (int i = kFrom; i < kTo; ++i) {
+      const float delta = delta_[i % 2];
+      r_packed_[i] = ptx::pack<Element>(r_weights[2 * i] * (r_dscores[2 * i] - delta),
+                                        r_weights[2 * i + 1] * (r_dscores[2 * i + 1] - delta));
     }
   }
 
-  TESSERA_DEVICE void hide(float (&r_scores)[kScores], int j) const {
+  TESSERA_DEVICE void hide(float (&r_scores)[kScores], int j, float hidden) const {
     const int first_key = j * kConfig.tile_k + tile::fragment_column();
     int first[2];
     int last[2];
@@ -218,7 +257,7 @@ class BackwardQueriesConsumer {
       last[r] = (kMask == MaskKind::dense ? work_->keys - 1 : min(work_->keys - 1, query + work_->upper)) - first_key;
       first[r] = query + work_->lower - first_key;
     }
-    tile::hide_scores<kMask == MaskKind::window>(r_scores, first, last);
+    tile::hide_scores<kMask == MaskKind::window>(r_scores, first, last, hidden);
   }
 
   // Rows of K behind the keys of a sequence, which only tables of sequences leave in a tile, and only in the last one.
@@ -232,15 +271,10 @@ class BackwardQueriesConsumer {
                                                           kRowBarrier + warpgroup_);
   }
 
-  // By every warp.
-  TESSERA_DEVICE void release(std::uint64_t* bar_empty) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      ptx::mbarrier_arrive(bar_empty);
-    }
-  }
+  // By every thread: racecheck does not see that __syncwarp() orders what a warp did before one arrival of it.
+  TESSERA_DEVICE static void release(std::uint64_t* bar_empty) { ptx::mbarrier_arrive(bar_empty); }
   template <int kStages>
-  TESSERA_DEVICE void release_stage(std::uint64_t* bar_empty, tile::RingPosition<kStages>& stage) const {
+  TESSERA_DEVICE static void release_stage(std::uint64_t* bar_empty, tile::RingPosition<kStages>& stage) {
     release(bar_empty + stage.slot);
     stage.advance();
   }
@@ -253,19 +287,19 @@ class BackwardQueriesConsumer {
     std::uint16_t* const g_rows[2] = {g_row, g_row + 8 * params_.dq_strides.token};
     const float factor[2] = {params_.scale, params_.scale};
     const bool stored[2] = {row < work_->queries, row + 8 < work_->queries};
-    tile::store_rows<Element>(r_dq_, factor, g_rows, stored, params_.dim_qk);
+    tile::store_rows<Element, true>(r_dq_, factor, g_rows, stored, params_.dim_qk);
   }
 
   const BackwardQueriesParams& params_;
   const Shared& shared_;
   const int warpgroup_;
+  Score score_;
 
   const ForwardTile* work_ = nullptr;
   int begin_ = 0, end_ = 0;  // key tiles that this warpgroup sees
   int first_masked_ = 0;     // those from here on are hidden in part by the mask's upper end
   int last_unmasked_ = 0;    // those before it are hidden in part by the lower end
-  bool accumulate_ = false;
-  int parity_ = 0;  // of Q and dO
+  int parity_ = 0;           // of Q and dO
   float lse_log2_[2], delta_[2];
   tile::RingPosition<Shared::kTileSlots> tile_;
   tile::RingPosition<Shared::kKeyStages> key_, dq_key_;  // of the scores, and of dQ

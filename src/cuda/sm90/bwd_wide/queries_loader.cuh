@@ -61,12 +61,13 @@ class BackwardQueriesLoader {
   TESSERA_DEVICE Tile next_tile() {
     ptx::mbarrier_wait(shared_.bar_tile_full + slot_.slot, slot_.parity);
     const ForwardTile& work = shared_.tiles[slot_.slot];
-    slot_.advance();
     if (work.valid == 0) {
       return {};
     }
     const Tile tile{work.end - work.begin, work.key_row + (work.end - 1) * kConfig.tile_k,
                     work.query_row + work.first_query, work.head, work.batch};
+    ptx::mbarrier_arrive(shared_.bar_tile_empty + slot_.slot);
+    slot_.advance();
 #pragma unroll
     for (int half = 0; half < Shared::kWarpgroups; ++half) {
 #pragma unroll

@@ -55,21 +55,21 @@ struct BackwardQueriesShared {
   TESSERA_DEVICE void init_barriers() const {
     for (int i = 0; i < kWarpgroups; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
-      ptx::mbarrier_init(bar_query_empty + i, 4);
+      ptx::mbarrier_init(bar_query_empty + i, 128);
       ptx::mbarrier_init(bar_dout_full + i, 1);
-      ptx::mbarrier_init(bar_dout_empty + i, 4);
+      ptx::mbarrier_init(bar_dout_empty + i, 128);
     }
     for (int i = 0; i < kKeyStages; ++i) {
       ptx::mbarrier_init(bar_key_full + i, 1);
-      ptx::mbarrier_init(bar_key_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_key_empty + i, 128 * kWarpgroups);
     }
     for (int i = 0; i < kValueStages; ++i) {
       ptx::mbarrier_init(bar_value_full + i, 1);
-      ptx::mbarrier_init(bar_value_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_value_empty + i, 128 * kWarpgroups);
     }
     for (int i = 0; i < kTileSlots; ++i) {
       ptx::mbarrier_init(bar_tile_full + i, 1);
-      ptx::mbarrier_init(bar_tile_empty + i, 4 * kWarpgroups);
+      ptx::mbarrier_init(bar_tile_empty + i, 128 * kWarpgroups + 1);  // and the loader
     }
     ptx::mbarrier_init(bar_claim, 1);
     ptx::fence_mbarrier_init();

@@ -76,8 +76,8 @@ struct ForwardParams {
   float scale_log2;  // of the products or, where there is a softcap, of its tanh; times log2(e)
   std::int32_t dim_v;
   float score_scale;  // of the products in the tanh
-  // tanh(score_scale s) / s in powers of s^2, for products up to `series_limit`.
-  float tanh_series[4];
+  // scale_log2 tanh(score_scale s) / s in powers of s^2, for products up to `series_limit`.
+  float softcap_series[3];
   float series_limit;
   ScoreParams score;
   Listed listed;  // what tiles of queries visit, under a listed mask

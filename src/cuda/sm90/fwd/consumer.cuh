@@ -9,7 +9,7 @@
 #include "cuda/sm90/fwd/score.cuh"
 #include "cuda/sm90/fwd/shared.cuh"
 #include "cuda/tile/listed.cuh"
-#include "cuda/tile/softmax.cuh"
+#include "cuda/tile/steady_softmax.cuh"
 
 namespace tessera::sm90 {
 
@@ -17,6 +17,7 @@ template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kF
 class ForwardConsumer {
  public:
   using Shared = ForwardShared<kConfig>;
+  using Score = ForwardScore<kConfig, Element, kFeatures>;
 
   TESSERA_DEVICE ForwardConsumer(const ForwardParams& params, const Shared& shared, int warpgroup, int twin)
       : params_(params),
@@ -48,10 +49,11 @@ class ForwardConsumer {
   using QueryPosition = tile::RingPosition<kConfig.query_slots()>;
   static constexpr int kScores = kConfig.tile_k / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
-  // Two warpgroups under a band do not have the same work and are faster without turns, up to head dim 128; elsewhere turns are
-  // worth up to 8 %. Dropout's random numbers are held in front of the turn's barrier.
+  // Two warpgroups under a band do not have the same work. Twins are faster without turns there, and so are score programs up to
+  // head dim 128; elsewhere turns are worth up to 8 %. Dropout's random numbers are held in front of the turn's barrier.
   static constexpr bool kUnequal =
-      (kMask == MaskKind::causal || kMask == MaskKind::window) && kConfig.warpgroups == 2 && kConfig.head_dim <= 128;
+      (kMask == MaskKind::causal || kMask == MaskKind::window) &&
+      (kConfig.twins() == 2 || (kFeatures != 0 && kConfig.warpgroups == 2 && kConfig.head_dim <= 128));
   static constexpr bool kTakesTurns = !kUnequal || Features<kFeatures>::kDropout;
   static constexpr int kTurnBarrier = 1;
   static constexpr int kRowBarrier = 4;
@@ -83,28 +85,51 @@ class ForwardConsumer {
       ptx::wgmma_wait<1>();
       ptx::pin(r_scores_);
       release_keys();
-      if (is_masked(j)) {
-        score_.template transform<true>(r_scores_, work_, key_tile(j));
-        hide(j);
-      } else {
-        score_.template transform<false>(r_scores_, work_, key_tile(j));
+      if constexpr (Score::kDropout) {
+        finish_compactly(first);
       }
-      softmax_.template update<false>(r_scores_, score_.factor_log2());
-      ptx::wgmma_wait<0>();
-      ptx::pin(r_output_);
-      if (first) {
-        accumulate_ = false;
-        clear_hidden_values();
-      } else {
-        release_values();
+      transform_scores(j);
+      if constexpr (!Score::kDropout) {
+        finish_compactly(first);
       }
-      softmax_.rescale_output(r_output_);
-      tile::round_to<Element>(r_weights_, r_scores_);
+      softmax_.template update_weights<Element, Score::kShiftsRows>(
+          r_scores_, {score_.row_shift(0), score_.row_shift(1)}, r_weights_, r_output_, score_.factor_log2());
       score_.drop(r_weights_);
     }
     issue_output();
     finish_output();
     write_output(work_);
+  }
+
+  // Products of visit j to scores. A function must not see what lies behind an end: tiles with an end have code of their own.
+  TESSERA_DEVICE void transform_scores(int j) {
+    const bool masked = is_masked(j);
+    if (Score::kFunction && (masked || score_.ends_inside(work_))) {
+      if (score_.begins_inside(work_)) {
+        score_.template transform<true>(r_scores_, work_, key_tile(j));
+      }
+      if (masked) {
+        hide(j);
+      }
+    } else {
+      score_.template transform<false>(r_scores_, work_, key_tile(j));
+      if (!Score::kFunction && masked) {
+        hide(j);
+      }
+    }
+  }
+
+  // The output of the step before. Programs are 1 to 5 % faster if they wait for it behind the softmax; but those with dropout,
+  // which hold more words in registers meanwhile, are 2 to 4 % faster if they do so in front of it.
+  TESSERA_DEVICE void finish_compactly(bool first) {
+    ptx::wgmma_wait<0>();
+    ptx::pin(r_output_);
+    if (first) {
+      accumulate_ = false;
+      clear_hidden_values();
+    } else {
+      release_values();
+    }
   }
 
   TESSERA_DEVICE bool is_masked(int j) const {
@@ -177,9 +202,7 @@ class ForwardConsumer {
     if constexpr (kMasked) {
       hide(j);
     }
-    softmax_.template update<false>(r_scores_, score_.factor_log2());
-    softmax_.rescale_output(r_output_);
-    tile::round_to<Element>(r_weights_, r_scores_);
+    softmax_.template update_weights<Element>(r_scores_, r_weights_, r_output_, score_.factor_log2());
     score_.drop(r_weights_);
   }
 
@@ -255,8 +278,7 @@ class ForwardConsumer {
     if (kMask == MaskKind::listed ? visit_.bits != kAllAttend : kMask != MaskKind::dense || j >= first_masked_) {
       hide(j);
     }
-    softmax_.template update<true>(r_scores_, score_.factor_log2());
-    tile::round_to<Element>(r_weights_, r_scores_);
+    softmax_.template start<Element>(r_scores_, r_weights_, score_.factor_log2());
     score_.drop(r_weights_);
     accumulate_ = false;
     clear_hidden_values();
@@ -284,7 +306,7 @@ class ForwardConsumer {
 
   TESSERA_DEVICE void hide(int j) {
     if constexpr (kMask == MaskKind::listed) {
-      bits_.hide(r_scores_);
+      bits_.hide(r_scores_, Score::Softmax::kHidden);
       return;
     }
     const int first_key = j * kConfig.tile_k + tile::fragment_column();
@@ -296,7 +318,7 @@ class ForwardConsumer {
       last[r] = (kMask == MaskKind::dense ? work_.keys - 1 : min(work_.keys - 1, query + work_.upper)) - first_key;
       first[r] = query + work_.lower - first_key;
     }
-    tile::hide_scores<kMask == MaskKind::window>(r_scores_, first, last);
+    tile::hide_scores<kMask == MaskKind::window>(r_scores_, first, last, Score::Softmax::kHidden);
   }
 
   // S = Q K^T of the stage that is next.
@@ -478,8 +500,8 @@ class ForwardConsumer {
   float r_scores_[kScores];
   std::uint32_t r_weights_[kScores / 2];
   float r_output_[kOutputs];
-  tile::OnlineSoftmax softmax_;
-  ForwardScore<kConfig, Element, kFeatures> score_;
+  typename Score::Softmax softmax_;
+  Score score_;
   tile::ListedBits<kConfig.tile_k> bits_;
 };
 

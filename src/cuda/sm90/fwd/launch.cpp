@@ -41,26 +41,36 @@ constexpr std::array kListedConfigs{
 #undef TESSERA_SM90_FORWARD
 };
 
-KernelImage image_of(const ForwardConfig& config, const Problem& problem) {
-  return sm90_image(kForwardFamily, {config.head_dim, config.warpgroups, config.tile_k, config.stages}, problem,
-                    score_features(problem));
+// The modifiers of a kernel, and kBounded. Weights in float16 need a maximum.
+std::uint32_t program_of(const Problem& problem) {
+  const std::uint32_t features = score_features(problem);
+  const bool capped_alone =
+      (features & kTransforms) == static_cast<std::uint32_t>(ScoreFeature::softcap) && problem.dtype == DType::bfloat16;
+  return capped_alone && problem.softcap <= kMostBoundedSoftcap ? features | kBounded : features;
 }
 
-// The polynomial of degree 7 of least relative error, 8e-5, up to an argument of 1.
-void set_tanh_series(ForwardParams& params) {
-  constexpr std::array kCoefficients{0.99991852F, -0.33065399F, 0.11889687F, -0.02662927F};
-  float power = params.score_scale;
+KernelImage image_of(const ForwardConfig& config, const Problem& problem) {
+  return sm90_image(kForwardFamily, {config.head_dim, config.warpgroups, config.tile_k, config.stages}, problem,
+                    program_of(problem));
+}
+
+// The polynomial y + a y^3 + b y^5 of least relative error, 2^-13.6, up to an argument of 0.6. Its error vanishes at 0, so that
+// the LSE of small scores has no bias.
+void set_softcap_series(ForwardParams& params) {
+  constexpr std::array kCoefficients{1.0F, -0.33085981F, 0.110052F};
+  constexpr float kLimit = 0.6F;
+  float power = params.scale_log2 * params.score_scale;
   for (std::size_t i = 0; i < kCoefficients.size(); ++i) {
-    params.tanh_series[i] = kCoefficients[i] * power;
+    params.softcap_series[i] = kCoefficients[i] * power;
     power *= params.score_scale * params.score_scale;
   }
-  params.series_limit = 1.0F / params.score_scale;
+  params.series_limit = kLimit / params.score_scale;
 }
 
 // Keys that a query sees from which a configuration is faster than the one before it: more queries a tile, and more keys,
 // share what is loaded among more products but start and end more slowly. Measured in NOTES.md.
 constexpr std::int64_t fastest_from(const ForwardConfig& config) {
-  return config.warpgroups > 2 ? 1536 : config.tile_k > 128 ? 8192 : config.tile_k > 64 ? 384 : 0;
+  return config.warpgroups > 2 ? 1536 : config.tile_k > 64 ? 256 : 0;
 }
 
 // A thread's 16 keys of a Philox block lie in one tile of keys.
@@ -180,7 +190,7 @@ class ForwardExecutable final : public DeviceExecutable {
     const float softcap = problem().softcap;
     params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : scale) * std::numbers::log2e);
     params.score_scale = softcap != 0 ? scale / softcap : 1.0F;
-    set_tanh_series(params);
+    set_softcap_series(params);
     params.score = score_params_of(tensors.score);
     params.dim_v = static_cast<std::int32_t>(problem().dim_v);
     if (params.batch.sequences != nullptr) {
@@ -230,7 +240,7 @@ class ForwardExecutable final : public DeviceExecutable {
 
   // Listed tiles are dealt by the plan, in sections of heads whose K and V stay in the L2 cache.
   void plan_lists() {
-    constexpr std::int64_t kSectionBytes = std::int64_t{8} << 20;
+    constexpr std::int64_t kSectionBytes = std::int64_t{16} << 20;
     constexpr double kFixedKeys = 192;  // a tile's queries and output take as long as so many keys
     const Problem& problem = this->problem();
     const ScheduleLists lists = list_schedules(problem, config_.tile_q(), config_.tile_k);

@@ -1,11 +1,25 @@
 // The score program in a consumer warpgroup of the forward kernel, see ../score_hooks.cuh.
 #pragma once
 
+#include "cuda/sm90/fwd/dropout.cuh"
 #include "cuda/sm90/fwd/shared.cuh"
 #include "cuda/sm90/score_hooks.cuh"
-#include "cuda/tile/softmax.cuh"
+#include "cuda/tile/bounded_softmax.cuh"
 
 namespace tessera::sm90 {
+
+template <bool kHasBound, bool kPlain>
+struct SoftmaxOf {
+  using Type = tile::TrackingSoftmax;
+};
+template <>
+struct SoftmaxOf<false, true> {
+  using Type = tile::SteadySoftmax;
+};
+template <>
+struct SoftmaxOf<true, false> {
+  using Type = tile::BoundedSoftmax;
+};
 
 template <ForwardConfig kConfig, class Element, std::uint32_t kFeatures>
 class ForwardScore : public Features<kFeatures> {
@@ -16,54 +30,55 @@ class ForwardScore : public Features<kFeatures> {
   TESSERA_DEVICE ForwardScore(const ForwardParams& params, int warpgroup) : params_(params), warpgroup_(warpgroup) {}
 
   // Of the scores that transform() leaves.
-  TESSERA_DEVICE float factor_log2() const { return Has::kAdds ? 1.0F : logit_factor(); }
+  TESSERA_DEVICE float factor_log2() const {
+    return Has::kAlibi ? unit_log2_ : Has::kBias || Has::kHasBound ? 1.0F : logit_factor();
+  }
+
+  // What transform() leaves, scores or weights, is for this.
+  using Softmax = typename SoftmaxOf<Has::kHasBound, kFeatures == 0>::Type;
+
+  // What transform() leaves to add to the scores of each row before factor_log2().
+  static constexpr bool kShiftsRows = Has::kAlibi && !Has::kBias;
+  TESSERA_DEVICE float row_shift(int r) const { return r == 0 ? row_shift_ : row_shift_ + row_step_; }
 
   TESSERA_DEVICE void start_tile(const ForwardTile& work) {
     if constexpr (Has::kAlibi) {
-      slope_log2_ = alibi_slope_log2(params_.score, sequence(work), work.head);
+      constexpr float kLeastUnit = 1e-12F;
+      const float slope_log2 = alibi_slope_log2(params_.score, sequence(work), work.head);
+      unit_log2_ = !Has::kBias && slope_log2 > kLeastUnit ? slope_log2 : 1.0F;
+      slope_in_unit_ = unit_log2_ == slope_log2 ? 1.0F : slope_log2;
+      factor_in_unit_ = __fdividef(logit_factor(), unit_log2_);
     }
   }
 
-  // Which weights of the next key tile are kept, before this warpgroup's turn at issuing products.
+  // The hooks of dropout: before this warpgroup's turn at issuing products, at it, and on rounded weights.
   TESSERA_DEVICE void draw(const ForwardTile& work, int key_tile) {
     if constexpr (Has::kDropout) {
-      static_assert(kConfig.tile_k % kGroup == 0);
-      const DropoutParams& dropout = params_.score.dropout;
-      const auto group = static_cast<std::uint32_t>((dropout.key_start + key_tile * kConfig.tile_k) / kGroup);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const auto query = static_cast<std::uint32_t>(dropout.query_start + dropout.query_stride * (row(work) + 8 * r));
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-          r_keep_[r][g] = tile::keep_block(dropout, group + g, threadIdx.x % 4, query, dropout.head_start + work.head,
-                                           dropout.batch_start + static_cast<std::uint32_t>(sequence(work)));
-        }
-      }
+      keep_.draw(params_.score.dropout, work, first_row(work) + static_cast<int>(threadIdx.x % 128) / 32 * 16,
+                 key_tile);
     }
   }
-
-  // 0, from the words that draw() leaves: what needs it comes after them. The assembler would move them down to where they
-  // are used, one block after the other to save registers: a sixth slower with two warpgroups, but not with three, which hide
-  // the latency and have fewer registers.
   TESSERA_DEVICE int drawn() const {
-    std::uint32_t mixed = 0;
-    if constexpr (Has::kDropout && kConfig.warpgroups == 2) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-          const uint4& words = r_keep_[r][g];
-          mixed ^= words.x ^ words.y ^ words.z ^ words.w;
-        }
-      }
-      mixed &= params_.score.dropout.threshold >> 16;  // at most 256
+    if constexpr (Has::kDropout) {
+      return keep_.drawn(params_.score.dropout);
     }
-    return static_cast<int>(mixed);
+    return 0;
+  }
+  TESSERA_DEVICE void drop(std::uint32_t (&r_weights)[kScores / 2]) const {
+    if constexpr (Has::kDropout) {
+      keep_.drop(r_weights);
+    }
   }
 
-  // `kMasked`: the tile may reach behind the last key.
+  // Whether rows of this warpgroup are queries, and whether transform() has to know that others lie behind the last one.
+  TESSERA_DEVICE bool begins_inside(const ForwardTile& work) const { return first_row(work) < work.queries; }
+  TESSERA_DEVICE bool ends_inside(const ForwardTile& work) const {
+    return Has::kFunction && first_row(work) + 63 >= work.queries;
+  }
+
+  // `kMasked`: the tile may reach behind the last query or key.
   template <bool kMasked>
-  TESSERA_DEVICE void transform(float (&r_scores)[kScores], const ForwardTile& work, int key_tile) const {
+  TESSERA_DEVICE void transform(float (&r_scores)[kScores], const ForwardTile& work, int key_tile) {
     if constexpr (Has::kSoftcap) {
       cap(r_scores);
     }
@@ -88,24 +103,6 @@ class ForwardScore : public Features<kFeatures> {
     }
   }
 
-  // Zeroes the weights that draw() dropped.
-  TESSERA_DEVICE void drop(std::uint32_t (&r_weights)[kScores / 2]) const {
-    if constexpr (Has::kDropout) {
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const std::uint32_t words[4] = {r_keep_[r][g].x, r_keep_[r][g].y, r_keep_[r][g].z, r_keep_[r][g].w};
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            r_weights[2 * (8 * g + i) + r] &=
-                tile::spread_top_bits(words[i / 2], words[i / 2], i % 2 == 0 ? 0x1100U : 0x3322U);
-          }
-        }
-      }
-    }
-  }
-
   // Counts the sink among the weights of a finished row; the factor that this leaves for O, with that of kept weights.
   TESSERA_DEVICE float finish_row(float& maximum, float& sum, int head) const {
     float factor = 1.0F;
@@ -126,9 +123,6 @@ class ForwardScore : public Features<kFeatures> {
   }
 
  private:
-  static constexpr int kGroup = 64;  // keys of a Philox block
-  static constexpr int kGroups = kConfig.tile_k / kGroup;
-
   // From what the softcap, the function or the product leaves to logits in powers of two.
   TESSERA_DEVICE float logit_factor() const { return Has::kFunction ? kLog2e : params_.scale_log2; }
 
@@ -136,37 +130,44 @@ class ForwardScore : public Features<kFeatures> {
   TESSERA_DEVICE int first_row(const ForwardTile& work) const { return work.first_query + warpgroup_ * 64; }
   TESSERA_DEVICE int row(const ForwardTile& work) const { return first_row(work) + tile::fragment_row(); }
 
-  // At head dim 64 the unit of tanh and 2^x is the limit: two instructions of a score take it longer than all of the plain
-  // kernel takes. There every other tanh is a polynomial where all of this thread's scores are below the softcap. Above, the
-  // latency of the branch costs more than the unit.
+  // A softcap that something follows leaves tanh, one alone weights.
   TESSERA_DEVICE void cap(float (&r_scores)[kScores]) const {
-    constexpr bool kMixed = kRoundsToBfloat16<Element> && kConfig.head_dim <= 64;
-    constexpr int kStep = kMixed ? 2 : 1;
-    float highest[2] = {0.0F, 0.0F};
+    if constexpr (Has::kHasBound) {
+      weigh_capped(r_scores);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kScores; i += kStep) {
-      if constexpr (kMixed) {
-        highest[i / 2 % 2] = fmaxf(highest[i / 2 % 2], fabsf(r_scores[i + 1]));
-      }
-      r_scores[i] = soft_cap<Element>(r_scores[i] * params_.score_scale);
-    }
-    if constexpr (kMixed) {
-      if (fmaxf(highest[0], highest[1]) <= params_.series_limit) {
-#pragma unroll
-        for (int i = 1; i < kScores; i += 2) {
-          const float square = r_scores[i] * r_scores[i];
-          float series = fmaf(square, params_.tanh_series[3], params_.tanh_series[2]);
-          series = fmaf(series, square, params_.tanh_series[1]);
-          series = fmaf(series, square, params_.tanh_series[0]);
-          r_scores[i] *= series;
-        }
-      } else {
-#pragma unroll
-        for (int i = 1; i < kScores; i += 2) {
-          r_scores[i] = soft_cap<Element>(r_scores[i] * params_.score_scale);
-        }
+      for (float& score : r_scores) {
+        score = soft_cap<Element>(score * params_.score_scale);
       }
     }
+  }
+
+  // Where all scores of this thread are below 0.6 of the softcap by a polynomial: the unit of tanh and 2^x would be the limit with
+  // two instructions a score.
+  TESSERA_DEVICE void weigh_capped(float (&r_scores)[kScores]) const {
+    if (highest_magnitude(r_scores) <= params_.series_limit) {
+#pragma unroll
+      for (float& score : r_scores) {
+        const float square = score * score;
+        float series = fmaf(square, params_.softcap_series[2], params_.softcap_series[1]);
+        series = fmaf(series, square, params_.softcap_series[0]);
+        score = ptx::exp2(score * series);
+      }
+    } else {
+#pragma unroll
+      for (float& score : r_scores) {
+        score = ptx::exp2(ptx::tanh(score * params_.score_scale) * params_.scale_log2);
+      }
+    }
+  }
+
+  TESSERA_DEVICE static float highest_magnitude(const float (&r_scores)[kScores]) {
+    float highest[4] = {};
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      highest[i % 4] = fmaxf(highest[i % 4], fabsf(r_scores[i]));
+    }
+    return fmaxf(fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3]));
   }
 
   // Rows and keys behind the end have the last position: they are hidden or not stored.
@@ -175,40 +176,50 @@ class ForwardScore : public Features<kFeatures> {
     const typename Has::Place place(params_.score.function, sequence(work), work.head);
     const float scale = Has::function_scale(params_.score);
     const int last_key = max(work.keys - 1, 0);
+    // Queries and keys that are 8 further on have the same distance, which the compiler then computes once.
+    const float first = place.distance(row(work), first_key + tile::fragment_column());
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int query = min(row(work) + 8 * r, work.queries - 1);
-      const float first = place.distance(query, first_key + tile::fragment_column());
+      const int query = row(work) + 8 * r;
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) {
         const int column = 8 * (i / 2) + i % 2;
         const int key = first_key + tile::fragment_column() + column;
         float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-        score = tile::call_function(score * scale, place, query, kMasked ? min(key, last_key) : key,
-                                    first + place.step(0, column));
+        score = tile::call_function(score * scale, place, kMasked ? min(query, work.queries - 1) : query,
+                                    kMasked ? min(key, last_key) : key, first + place.step(8 * r, column));
       }
     }
   }
 
-  TESSERA_DEVICE void add_alibi(float (&r_scores)[kScores], const ForwardTile& work, int first_key) const {
+  // -slope |query + diagonal - key|. In units of the slope it is a distance less a column: a tile on one side of the diagonal
+  // costs an FFMA with an immediate a score, since the rest, which is of the row, is the softmax's shift.
+  TESSERA_DEVICE void add_alibi(float (&r_scores)[kScores], const ForwardTile& work, int first_key) {
     const int shift = params_.score.diagonal + (params_.score.bottom_right != 0 ? work.keys - work.queries : 0);
     const int smallest = first_row(work) + shift - (first_key + kConfig.tile_k - 1);
+    const int largest = smallest + kConfig.tile_k - 1 + 63;
+    const auto distance = static_cast<float>(row(work) + shift - first_key - tile::fragment_column());
+    if (!kShiftsRows || slope_in_unit_ != 1.0F || (smallest < 0 && largest > 0)) {
+      row_shift_ = 0.0F;
+      row_step_ = 0.0F;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const AlibiFragment alibi(slope_log2_, row(work) + 8 * r + shift - first_key - tile::fragment_column(), smallest,
-                                smallest + kConfig.tile_k - 1 + 63);
-      if (alibi.linear()) {
+      for (int i = 0; i < kScores; ++i) {
+        const float step = static_cast<float>(i % 4 / 2 * 8 - i / 4 * 8 - i % 2);
+        r_scores[i] = fmaf(-slope_in_unit_, fabsf(distance + step), r_scores[i] * factor_in_unit_);
+      }
+    } else if (smallest >= 0) {
+      row_shift_ = -distance;
+      row_step_ = -8.0F;
 #pragma unroll
-        for (int i = 0; i < kScores / 2; ++i) {
-          float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-          score = fmaf(score, logit_factor(), alibi.linear_at(-static_cast<float>(8 * (i / 2) + i % 2)));
-        }
-      } else {
+      for (int i = 0; i < kScores; ++i) {
+        r_scores[i] = fmaf(r_scores[i], factor_in_unit_, static_cast<float>(i / 4 * 8 + i % 2));
+      }
+    } else {
+      row_shift_ = distance;
+      row_step_ = 8.0F;
 #pragma unroll
-        for (int i = 0; i < kScores / 2; ++i) {
-          float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-          score = fmaf(score, logit_factor(), alibi.at(-static_cast<float>(8 * (i / 2) + i % 2)));
-        }
+      for (int i = 0; i < kScores; ++i) {
+        r_scores[i] = fmaf(r_scores[i], factor_in_unit_, -static_cast<float>(i / 4 * 8 + i % 2));
       }
     }
   }
@@ -236,8 +247,13 @@ class ForwardScore : public Features<kFeatures> {
 
   const ForwardParams& params_;
   const int warpgroup_;
-  float slope_log2_ = 0.0F;
-  uint4 r_keep_[2][kGroups > 0 ? kGroups : 1];
+  // Of ALiBi: what a unit of scores is as a power of two, and in that unit the slope and what multiplies scores.
+  float unit_log2_ = 1.0F;
+  float slope_in_unit_ = 0.0F;
+  float factor_in_unit_ = 0.0F;
+  float row_shift_ = 0.0F;  // of the first row, and how much more it is in the second
+  float row_step_ = 0.0F;
+  KeepBlocks<kConfig> keep_;
 };
 
 }  // namespace tessera::sm90

@@ -64,7 +64,8 @@ struct ForwardShared {
   }
 
   // Of a warpgroup, for a stage of keys: one when its scores are complete and, under a listed mask, one of every thread that has
-  // read the visit. The barrier of the turn orders the same reads, but racecheck does not follow it.
+  // read the visit. The barrier of the turn orders the same reads, and so does __syncwarp in front of one arrival of each warp, but
+  // racecheck follows neither.
   static constexpr int key_arrivals(MaskKind mask) { return mask == MaskKind::listed ? 129 : 1; }
 
   TESSERA_DEVICE void init_barriers(MaskKind mask) const {
