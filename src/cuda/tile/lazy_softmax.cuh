@@ -7,7 +7,7 @@
 namespace tessera::tile {
 
 struct LazySoftmax : OnlineSoftmax {
-  // As OnlineSoftmax::update; returns whether the warp has to rescale what came before.
+  // Replaces scores by weights 2^(factor (s - maximum)); returns whether the warp has to rescale what came before.
   template <int kCount>
   TESSERA_DEVICE bool update(float (&r_scores)[kCount], float factor_log2) {
     constexpr float kInfinity = __builtin_huge_valf();

@@ -35,22 +35,22 @@ TESSERA_DEVICE void hide_scores(float (&r_scores)[kCount], const int (&first)[2]
 
 // Of the two rows that a thread has a part of.
 struct OnlineSoftmax {
-  static constexpr float kHidden = -__builtin_huge_valf();  // what update() takes for a hidden score
+  static constexpr float kHidden = -__builtin_huge_valf();  // what a hidden score is
 
   float maximum[2];  // of the scores so far, before the scale
   float sum[2];      // of this thread's weights alone
-  float rescale[2];  // what the latest update did to everything before it
+  float rescale[2];  // what the latest scores did to everything before them
 
-  // Before any score: the first update() need not be told.
+  // Before any score.
   TESSERA_DEVICE void reset() {
     maximum[0] = maximum[1] = -__builtin_huge_valf();
     sum[0] = sum[1] = 0.0F;
   }
 
-  // Replaces scores by weights 2^(scale (s - maximum)). A warp has its scheduler nearly to itself while the other warpgroups
-  // wait for products, so that the latency of chains counts: maxima and sums run in four of them for each row.
-  template <bool kFirst, int kCount>
-  TESSERA_DEVICE void update(float (&r_scores)[kCount], float scale_log2) {
+  // Replaces the first scores of a row by weights 2^(scale (s - maximum)). A warp has its scheduler nearly to itself while the other
+  // warpgroups wait for products, so that the latency of chains counts: maxima and sums run in four of them for each row.
+  template <int kCount>
+  TESSERA_DEVICE void weigh_first(float (&r_scores)[kCount], float scale_log2) {
     constexpr int kChains = 4;
     float highest[2][kChains];
 #pragma unroll
@@ -65,7 +65,6 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       top[r] = fmaxf(fmaxf(highest[r][0], highest[r][1]), fmaxf(highest[r][2], highest[r][3]));
-      top[r] = kFirst ? top[r] : fmaxf(top[r], maximum[r]);
     }
 #pragma unroll
     for (int distance = 1; distance <= 2; distance *= 2) {
@@ -78,9 +77,6 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       offset[r] = top[r] == -__builtin_huge_valf() ? 0.0F : top[r] * scale_log2;
-      if constexpr (!kFirst) {
-        rescale[r] = ptx::exp2(fmaf(maximum[r], scale_log2, -offset[r]));
-      }
       maximum[r] = top[r];
     }
     float total[2][kChains];
@@ -96,8 +92,7 @@ struct OnlineSoftmax {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float added = (total[r][0] + total[r][1]) + (total[r][2] + total[r][3]);
-      sum[r] = kFirst ? added : fmaf(sum[r], rescale[r], added);
+      sum[r] = (total[r][0] + total[r][1]) + (total[r][2] + total[r][3]);
     }
   }
 

@@ -19,7 +19,7 @@ struct SteadySoftmax : OnlineSoftmax {
   // The first scores of a row, whose maximum is exact.
   template <class Element, int kCount>
   TESSERA_DEVICE void start(float (&r_scores)[kCount], std::uint32_t (&r_weights)[kCount / 2], float scale_log2) {
-    update<true>(r_scores, scale_log2);
+    weigh_first(r_scores, scale_log2);
     round_to<Element>(r_weights, r_scores);
   }
 
