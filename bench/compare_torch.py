@@ -29,6 +29,7 @@ The exit status is 1 if a result disagrees or Tessera does not compute a case, 2
 
     PYTHONPATH=build/release/python python bench/compare_torch.py --json compare.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --deterministic both --json compare.json
+    PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --groups 1 4 --lengths 4096 16384 32768
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --block-sparse --json sparse.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --functions --json functions.json
     PYTHONPATH=build/release/python python bench/compare_torch.py --device cuda --sm80 --seconds 0.1 --json sm80.json
@@ -266,6 +267,12 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
 }
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}'; accepted: integers of 1 or more")
+    return int(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -282,11 +289,18 @@ def parse_arguments() -> argparse.Namespace:
         add(f"--{name}", action="store_true", help=f"on a GPU: {about}")
     add("--no-lines", action="store_true", help="with --block-sparse: without the lines of time against density")
     add("--quick", action="store_true", help="lengths up to 2048 and little time; on a GPU lengths 512, 4096 and 16384")
+    add("--lengths", nargs="+", type=positive, metavar="N", help="on a GPU: tokens of a sequence (512 to 16384)")
+    add("--groups", nargs="+", type=positive, default=[1], metavar="N", help="on a GPU: query heads of a key head (1)")
     add("--method", choices=("events", "graph"), default="events", help="on a GPU: calls, or CUDA graphs of them")
     add("--deterministic", choices=("on", "off", "both"), default="on", help="on a GPU: Tessera's backward pass")
     add("--decode", action="store_true", help="on a GPU: few queries over many keys, as shares of the rate of a copy")
     add("--json", type=Path, metavar="FILE", help="write every figure there")
     arguments = parser.parse_args()
+    chosen = [f"--{name}" for name in (*SECTIONS, "decode") if getattr(arguments, name.replace("-", "_"))]
+    if len(chosen) > 1:
+        parser.error(f"{', '.join(chosen)}; accepted: one of them")
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+        parser.error(f"--json: {arguments.json}; accepted: a file in a folder that exists")
     if arguments.decode:
         arguments.device = cuda.gpu.CudaDevice.name
     defaults = DEFAULTS[arguments.device]

@@ -2,7 +2,7 @@
 """Causal attention over several GPUs from torch: tessera.torch.distributed beside torch's context_parallel with cuDNN,
 and beside one GPU that has the whole sequence, in one run.
 
-    torchrun --nproc-per-node 2 bench/ring_torch.py [--seqs 16K,32K] [--heads 32] [--kv-heads 32] [--json FILE]
+    torchrun --nproc-per-node 2 bench/ring_torch.py [--seqs 16K,32K] [--heads 32] [--kv-heads 32] [--transport nccl]
 
 Times are medians of the slowest rank, between two points at which all devices are idle. Lengths are those of one GPU.
 context_parallel is timed with both of its rotate methods, where there are as many key heads as query heads. The share
@@ -23,6 +23,7 @@ from pathlib import Path
 import tessera.torch
 import torch
 import torch.distributed as dist
+from tessera.distributed import Communicator
 from tessera.torch import distributed as ring
 from torch import Tensor
 from torch.nn import functional
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--transport", choices=("copy", "nccl", "staged"), help="of tessera (the first that there is)")
     parser.add_argument("--no-context-parallel", action="store_true")
     parser.add_argument("--json", type=Path, help="write the times, in milliseconds, to this file")
     options = parser.parse_args()
@@ -142,6 +144,10 @@ def main() -> None:
         parser.exit(0, "ring_torch: fewer GPUs than ranks; nothing to measure\n")
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+    # Kept for the default group, in which all calls are.
+    communicator = Communicator.from_process_group(transport=options.transport)
+    if dist.get_rank() == 0:
+        print(f"{dist.get_world_size()} GPUs, tessera: {communicator.transport}")
     results = {}
     for seq in map(tokens, options.seqs.split(",")):
         results[seq] = measure(seq, options)

@@ -21,11 +21,13 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,7 @@ class Scaling(Figures):
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
         self.start = time.monotonic()
+        self.gpus = names_of_gpus() if options.device != "cpu" else ""
         self.rates: dict[str, Any] = {}  # by heads: what the planner is given
 
     # --- what is run ---
@@ -284,6 +287,7 @@ class Scaling(Figures):
             return
         skipped = ("json", "plot", "python")
         document = {key: value for key, value in vars(self.options).items() if key not in skipped}
+        document["gpus"] = self.gpus
         document["alone_flops_per_second"] = self.alone
         document["alone_fastest_flops_per_second"] = self.alone_fastest
         document["rates"] = self.rates
@@ -300,6 +304,15 @@ class Scaling(Figures):
         draft = target.with_name(target.name + ".part")
         draft.write_text(json.dumps(document, indent=2) + "\n")
         draft.replace(target)
+
+
+def names_of_gpus() -> str:
+    """For example "4 NVIDIA H200"."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
 
 
 def numbers(text: str) -> list[int]:
@@ -355,6 +368,7 @@ def main() -> int:
     scaling = Scaling(options)
     scaling.run()
     scaling.print_table()
+    scaling.print_summary()
     if options.plot:
         scaling.draw()
     return 0 if any(cell.seconds for cell in scaling.cells) else 1

@@ -28,11 +28,18 @@ class Cell:
     problem: str = ""  # why there is nothing, or not all of it
 
 
+def texts(values: Iterable[float | None], form: str, unit: float = 1) -> str:
+    """Those of the passes, "-" for one that is not there; nothing for none."""
+    all_texts = ["-" if value is None else f"{value / unit:{form}}" for value in values]
+    return "" if set(all_texts) == {"-"} else " / ".join(all_texts)
+
+
 class Figures:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.cells: list[Cell] = []
         self.torch_problem = ""
+        self.gpus = ""  # of the machine
         # FLOP/s of one rank alone, by heads, pass and tokens in all: of the slowest GPU and, beside it, the fastest.
         self.alone: dict[str, dict[str, dict[int, float]]] = {}
         self.alone_fastest: dict[str, dict[str, dict[int, float]]] = {}
@@ -68,18 +75,15 @@ class Figures:
 
     def print_table(self) -> None:
         options = self.options
-        scale, unit = (1e12, "TFLOP/s") if options.device != "cpu" else (1e9, "GFLOP/s")
-        print(f"\n{options.ranks} ranks, {options.transport}, {options.dtype}, dim {options.dim}")
+        scale, unit, form = self.unit()
+        devices = f", on a machine with {self.gpus}" if self.gpus else ""
+        print(f"\n{options.ranks} ranks, {options.transport}, {options.dtype}, dim {options.dim}{devices}")
         print(
             f"rate: {unit} of a rank, and share: of one rank alone, forward / forward+backward; the others: forward /\n"
             "backward pass; held: bytes of a rank with its tensors; predicted: the planner's time over the measured\n"
         )
         columns = ("tokens", "heads", "", "rate", "share", "hidden", "sent MiB", "held MiB", "predicted")
         print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-
-        def texts(values: Iterable[float | None], form: str, unit: float = 1) -> str:
-            all_texts = ["-" if value is None else f"{value / unit:{form}}" for value in values]
-            return "" if set(all_texts) == {"-"} else " / ".join(all_texts)
 
         def by_pass(values: dict[str, Any], form: str, unit: float = 1) -> str:
             return texts((values.get(name) for name in PASSES), form, unit)
@@ -90,7 +94,7 @@ class Figures:
                 str(cell.tokens),
                 cell.heads,
                 cell.name,
-                texts((self.rate(cell, both) for both in (False, True)), ".1f" if scale < 1e12 else ".0f", scale),
+                texts((self.rate(cell, both) for both in (False, True)), form, scale),
                 texts((self.share(cell, both) for both in (False, True)), ".1%"),
                 by_pass(cell.hidden, ".0%"),
                 by_pass(cell.bytes_sent, ".1f", 2**20),
@@ -110,6 +114,45 @@ class Figures:
                 print(f"  {total} tokens, {heads}: {', '.join(pairs)} {unit}")
         problems = [f"{cell.tokens} {cell.heads} {cell.name}: {cell.problem}" for cell in self.cells if cell.problem]
         print("\n".join(["", *problems, self.torch_problem]).rstrip(), flush=True)
+
+    def print_summary(self) -> None:
+        """A row for each length: the schedules in the first layout beside one rank alone and torch's better way."""
+        options = self.options
+        scale, unit, form = self.unit()
+        both = (False, True)
+        by_place = {(cell.heads, cell.tokens, cell.name): cell for cell in self.cells}
+        schedules = [f"{schedule} {options.layouts[0]}" for schedule in options.schedules]
+        ways = ["torch allgather", "torch alltoall"]
+
+        def best(heads: str, tokens: int, names: list[str]) -> list[float | None]:
+            cells = [by_place[key] for key in ((heads, tokens, name) for name in names) if key in by_place]
+            rates = [[rate for cell in cells if (rate := self.rate(cell, one)) is not None] for one in both]
+            return [max(some, default=None) for some in rates]
+
+        print(f"\n{unit} of a rank (share of one alone), forward / forward+backward\n")
+        columns = ("heads", "tokens", "one alone", *schedules, "torch, better way", "best / torch")
+        print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+        for heads in options.heads:
+            for tokens in options.tokens:
+                whole = [self.rate_alone(Cell("", tokens, heads), one) for one in both]
+                row = [heads, f"{tokens // 1024}K" if tokens % 1024 == 0 else str(tokens), texts(whole, form, scale)]
+                for name in schedules:
+                    cell = by_place.get((heads, tokens, name), Cell(name, tokens, heads))
+                    rates = texts((self.rate(cell, one) for one in both), form, scale)
+                    shares = texts((self.share(cell, one) for one in both), ".0f", 0.01)
+                    row.append(f"{rates} ({shares} %)" if shares else rates)
+                ours, theirs = best(heads, tokens, schedules), best(heads, tokens, ways)
+                ratios = (a / b if a and b else None for a, b in zip(ours, theirs, strict=True))
+                row += [texts(theirs, form, scale), texts(ratios, ".2f")]
+                print("| " + " | ".join(row) + " |")
+        ratios = [self.prediction_ratio(cell, name) for cell in self.cells for name in PASSES]
+        known = [ratio for ratio in ratios if ratio is not None]
+        if known:
+            print(f"\npredicted over measured: {min(known):.2f} to {max(known):.2f} in {len(known)} passes", flush=True)
+
+    def unit(self) -> tuple[float, str, str]:
+        """Of rates, and how they are written."""
+        return (1e12, "TFLOP/s", ".0f") if self.options.device != "cpu" else (1e9, "GFLOP/s", ".1f")
 
     def draw(self) -> None:
         """Rates of forward+backward over tokens, a line for each way."""

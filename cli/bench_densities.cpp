@@ -7,12 +7,11 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "cli/file_io.h"
+#include "cli/figures_file.h"
 #include "cli/plan_text.h"
 #include "cli/plot.h"
 #include "cli/terminal.h"
 #include "tessera/error.h"
-#include "tessera/version.h"
 
 namespace tessera::cli {
 
@@ -32,19 +31,20 @@ struct PassResult {
   Line line;
 };
 
-Measurement measure_one(const Problem& problem, Pass pass, const MeasureOptions& options) {
-  Measurement one = measure(problem, pass, options).measurements.front();
+Measurement measure_one(const Problem& problem, Pass pass, const MeasureOptions& options, ProblemTensors& tensors) {
+  Measurement one = measure(problem, pass, options, &tensors).measurements.front();
   if (!one.measured()) {
     throw Error(ErrorCode::unsupported, fmt::format("{}: {}", one.impl, one.skipped));
   }
   return one;
 }
 
-PassResult measure_pass(const DensityBench& bench, Pass pass, Progress& progress, std::int64_t& done) {
+PassResult measure_pass(const DensityBench& bench, Pass pass, ProblemTensors& tensors, Progress& progress,
+                        std::int64_t& done) {
   PassResult result;
   result.pass = pass;
   progress.step(fmt::format("{}, dense", pass_name(pass)), done++);
-  result.dense = measure_one(bench.problem, pass, bench.options);
+  result.dense = measure_one(bench.problem, pass, bench.options, tensors);
   std::vector<double> x;
   std::vector<double> y;
   for (const double density : bench.densities) {
@@ -52,7 +52,7 @@ PassResult measure_pass(const DensityBench& bench, Pass pass, Progress& progress
     const BlockMask blocks = block_patterns::random(bench.grid, density, kPatternSeed);
     Problem problem = bench.problem;
     problem.mask = (problem.mask & Mask::blocks(blocks)).with_alignment(problem.mask.alignment());
-    result.points.push_back({blocks.density(), measure_one(problem, pass, bench.options)});
+    result.points.push_back({blocks.density(), measure_one(problem, pass, bench.options, tensors)});
     x.push_back(blocks.density());
     y.push_back(result.points.back().measured.median());
   }
@@ -71,7 +71,7 @@ std::string table_of(const PassResult& result, const Device& device) {
     table.add({name, time_text(one.median()), fmt::format("{:.1f} %", 100 * one.median() / result.dense.median()),
                visits ? fmt::format("{:.1f}", visited_rate(one) / (tera ? 1e12 : 1e9)) : "-",
                visits ? fmt::format("{:.0f} %", 100 * visited_rate(one) / visited_rate(result.dense)) : "-",
-               one.error ? fmt::format("{:.1e}{}", one.error->error, one.error->whole ? "" : "*") : "-"});
+               error_text(one.error)});
   };
   for (const Point& point : result.points) {
     add(fmt::format("{:.4g}", point.density), point.measured);
@@ -181,16 +181,17 @@ Line fit_line(const std::vector<double>& x, const std::vector<double>& y) {
 }
 
 int bench_densities(const DensityBench& bench) {
-  if (!bench.json.empty()) {
-    require_writable(bench.json);
-  }
+  check_figures_file(bench.json);
   const PlotFormat format = check_plot(bench.plot);
   std::vector<PassResult> results;
   {
     Progress progress(static_cast<std::int64_t>(bench.passes.size() * (bench.densities.size() + 1)));
     std::int64_t done = 0;
+    TensorOptions random;
+    random.seed = bench.options.seed;
+    ProblemTensors tensors(bench.problem, random);
     for (const Pass pass : bench.passes) {
-      results.push_back(measure_pass(bench, pass, progress, done));
+      results.push_back(measure_pass(bench, pass, tensors, progress, done));
     }
   }
   const std::string title = headline(bench, results.front().dense.facts);
@@ -200,15 +201,11 @@ int bench_densities(const DensityBench& bench) {
     fmt::print("time = {} + {} x density, R^2 = {:.5f}\n", time_text(result.line.intercept),
                time_text(result.line.slope), result.line.r_squared);
   }
-  if (!bench.json.empty()) {
-    nlohmann::ordered_json document{
-        {"tessera", kVersion}, {"problem", title}, {"passes", nlohmann::ordered_json::array()}};
-    for (const PassResult& result : results) {
-      document["passes"].push_back(json_of(result));
-    }
-    write_file_atomically(bench.json, document.dump(2) + "\n");
-    fmt::print("figures written to {}\n", bench.json);
+  nlohmann::ordered_json figures{{"problem", title}, {"passes", nlohmann::ordered_json::array()}};
+  for (const PassResult& result : results) {
+    figures["passes"].push_back(json_of(result));
   }
+  report_figures(bench.json, figures);
   write_plot(bench.plot, plot_script(bench, results, format, title));
   return 0;
 }

@@ -8,14 +8,13 @@
 
 #include "cli/bench_tensors.h"
 #include "cli/distributed.h"
-#include "cli/file_io.h"
+#include "cli/figures_file.h"
 #include "cli/measure.h"
 #include "cli/plot.h"
 #include "cli/rank_rates.h"
 #include "cli/run_plan.h"
 #include "cli/terminal.h"
 #include "tessera/attention.h"
-#include "tessera/version.h"
 
 namespace tessera::cli {
 
@@ -207,10 +206,9 @@ nlohmann::ordered_json json_of(const RankPoint& point) {
           {"ranks", ranks}};
 }
 
-void write_json(const RankBench& bench, const RankFlags& flags, const Communicator& communicator,
-                const RankRates& rates, const std::vector<RankPoint>& points) {
-  nlohmann::ordered_json document{{"tessera", kVersion},
-                                  {"transport", communicator.name()},
+nlohmann::ordered_json json_of(const RankFlags& flags, const Communicator& communicator, const RankRates& rates,
+                               const std::vector<RankPoint>& points) {
+  nlohmann::ordered_json document{{"transport", communicator.name()},
                                   {"ranks", communicator.size()},
                                   {"ranks_per_node", points.front().facts.ranks_per_node},
                                   {"layout", layout_name(flags.layout)},
@@ -219,15 +217,13 @@ void write_json(const RankBench& bench, const RankFlags& flags, const Communicat
   for (const RankPoint& point : points) {
     document["points"].push_back(json_of(point));
   }
-  write_file_atomically(bench.json, document.dump(2) + "\n");
+  return document;
 }
 
 }  // namespace
 
 int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
-  if (!bench.json.empty()) {
-    require_writable(bench.json);
-  }
+  check_figures_file(bench.json);
   const PlotFormat format = check_plot(bench.plot);
   return run_ranks(flags, bench.plan.device, [&](Communicator& communicator) {
     RankRates rates = flags.baseline ? measure_rates(communicator) : RankRates{};
@@ -242,8 +238,8 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
             measure_alone(points.back(), bench, communicator);
           }
         }
-        if (communicator.rank() == 0 && !bench.json.empty()) {  // what there is, should a later one fail
-          write_json(bench, flags, communicator, rates, points);
+        if (communicator.rank() == 0) {  // what there is, should a later one fail
+          write_figures(bench.json, json_of(flags, communicator, rates, points));
         }
       }
     }
@@ -269,10 +265,7 @@ int bench_over_ranks(const RankBench& bench, const RankFlags& flags) {
                                           layout_name(flags.layout), schedule_name(last.facts.schedule));
     fmt::print("{}\n{}\n", bold(title), last.problem.describe());
     print_points(points);
-    if (!bench.json.empty()) {
-      write_json(bench, flags, communicator, rates, points);
-      fmt::print("figures written to {}\n", bench.json);
-    }
+    report_figures(bench.json, json_of(flags, communicator, rates, points));
     write_plot(bench.plot, timeline_plot_script(
                                last.timelines, format,
                                fmt::format("{}, {} pass, {} tokens", title, pass_name(last.pass), last.problem.seq_k)));

@@ -4,55 +4,75 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cli/flag_values.h"
 #include "core/fail.h"
+#include "tessera/error.h"
 
 namespace tessera::cli {
 
 namespace {
 
-using Numbers = std::vector<double>;
+// What stands behind the name of a pattern. A word that is not the number that is wanted there throws Error.
+class Parameters {
+ public:
+  explicit Parameters(std::vector<std::string> words) : words_(std::move(words)) {}
 
-std::int64_t integer(const Numbers& numbers, std::size_t n, std::int64_t otherwise = 0) {
-  return n < numbers.size() ? std::llround(numbers[n]) : otherwise;
-}
+  std::int64_t integer(std::size_t n, std::int64_t otherwise = 0) const {
+    return n < words_.size() ? read(n, to_integer(words_[n]), "an integer") : otherwise;
+  }
+  std::uint64_t seed(std::size_t n) const {
+    return n < words_.size() ? read(n, to_seed(words_[n]), "an integer, 0 to 2^64 - 1") : 0;
+  }
+  double number(std::size_t n) const { return read(n, to_number(words_[n]), "a finite number"); }
+
+ private:
+  template <class T>
+  T read(std::size_t n, const std::optional<T>& value, std::string_view accepted) const {
+    if (!value) {
+      internal::fail_argument("parameter", words_[n], accepted);
+    }
+    return *value;
+  }
+
+  std::vector<std::string> words_;
+};
 
 struct Form {
   const char* name;
   const char* parameters;
   std::size_t least, most;  // parameters
-  BlockMask (*make)(const BlockGrid&, const Numbers&);
+  BlockMask (*make)(const BlockGrid&, const Parameters&);
 };
 
 const std::array<Form, 8> kForms{{
     {"butterfly", "[:DISTANCE]", 0, 1,
-     [](const BlockGrid& grid, const Numbers& n) { return block_patterns::butterfly(grid, integer(n, 0)); }},
+     [](const BlockGrid& grid, const Parameters& of) { return block_patterns::butterfly(grid, of.integer(0)); }},
     {"local", ":DISTANCE", 1, 1,
-     [](const BlockGrid& grid, const Numbers& n) { return block_patterns::local(grid, integer(n, 0)); }},
+     [](const BlockGrid& grid, const Parameters& of) { return block_patterns::local(grid, of.integer(0)); }},
     {"strided", ":STRIDE", 1, 1,
-     [](const BlockGrid& grid, const Numbers& n) { return block_patterns::strided(grid, integer(n, 0)); }},
+     [](const BlockGrid& grid, const Parameters& of) { return block_patterns::strided(grid, of.integer(0)); }},
     {"fixed", ":STRIDE[:SUMMARY]", 1, 2,
-     [](const BlockGrid& grid, const Numbers& n) {
-       return block_patterns::fixed(grid, integer(n, 0), integer(n, 1, 1));
+     [](const BlockGrid& grid, const Parameters& of) {
+       return block_patterns::fixed(grid, of.integer(0), of.integer(1, 1));
      }},
     {"sliding-window-global", ":WINDOW[:GLOBAL]", 1, 2,
-     [](const BlockGrid& grid, const Numbers& n) {
-       return block_patterns::sliding_window_global(grid, integer(n, 0), integer(n, 1, 1));
+     [](const BlockGrid& grid, const Parameters& of) {
+       return block_patterns::sliding_window_global(grid, of.integer(0), of.integer(1, 1));
      }},
     {"bigbird", ":WINDOW:GLOBAL:RANDOM[:SEED]", 3, 4,
-     [](const BlockGrid& grid, const Numbers& n) {
-       return block_patterns::bigbird(grid, integer(n, 0), integer(n, 1), integer(n, 2),
-                                      static_cast<std::uint64_t>(integer(n, 3)));
+     [](const BlockGrid& grid, const Parameters& of) {
+       return block_patterns::bigbird(grid, of.integer(0), of.integer(1), of.integer(2), of.seed(3));
      }},
     {"random", ":DENSITY[:SEED]", 1, 2,
-     [](const BlockGrid& grid, const Numbers& n) {
-       return block_patterns::random(grid, n[0], static_cast<std::uint64_t>(integer(n, 1)));
+     [](const BlockGrid& grid, const Parameters& of) {
+       return block_patterns::random(grid, of.number(0), of.seed(1));
      }},
     {"lower-triangular", "", 0, 0,
-     [](const BlockGrid& grid, const Numbers& /*n*/) { return block_patterns::lower_triangular(grid); }},
+     [](const BlockGrid& grid, const Parameters& /*of*/) { return block_patterns::lower_triangular(grid); }},
 }};
 
 constexpr char kKept = 'x';
@@ -81,15 +101,13 @@ std::optional<BlockPatternMaker> to_block_pattern(std::string_view text) {
   if (form == kForms.end() || words.size() - 1 < form->least || words.size() - 1 > form->most) {
     return std::nullopt;
   }
-  Numbers numbers;
-  for (std::size_t n = 1; n < words.size(); ++n) {
-    const auto number = to_number(words[n]);
-    if (!number) {
-      return std::nullopt;
+  return [form, words](const BlockGrid& grid) {
+    try {
+      return form->make(grid, Parameters({words.begin() + 1, words.end()}));
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("--mask: '{}': {}", fmt::join(words, ":"), error.what()));
     }
-    numbers.push_back(*number);
-  }
-  return [make = form->make, numbers](const BlockGrid& grid) { return make(grid, numbers); };
+  };
 }
 
 std::string block_pattern_forms() {

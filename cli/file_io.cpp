@@ -47,7 +47,10 @@ class FileDescriptor {
 class TemporaryFile {
  public:
   explicit TemporaryFile(const std::filesystem::path& target)
-      : target_(target), name_(target.string() + ".XXXXXX"), file_(::mkstemp(name_.data())) {
+      : target_(target), name_(target.string() + ".XXXXXX"), file_(target.empty() ? -1 : ::mkstemp(name_.data())) {
+    if (target.empty()) {
+      throw Error(ErrorCode::io, "cannot write a file without a name");
+    }
     if (file_.get() < 0) {
       const int error = errno;
       name_.clear();

@@ -110,9 +110,22 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 }
 
 ::CLI::Option* add_number(::CLI::App& app, const std::string& names, const std::string& description,
-                          const std::function<void(double)>& set) {
-  return add_value(app, names, "X", description, "a finite number", [=](const std::string& text) {
+                          const std::function<void(double)>& set, double lowest) {
+  const std::string accepted = std::isinf(lowest) ? "a finite number" : fmt::format("a number of {} or more", lowest);
+  return add_value(app, names, "X", description, accepted, [=](const std::string& text) {
     const auto value = to_number(text);
+    const bool good = value && *value >= lowest;
+    if (good) {
+      set(*value);
+    }
+    return good;
+  });
+}
+
+::CLI::Option* add_float(::CLI::App& app, const std::string& names, const std::string& description,
+                         const std::function<void(float)>& set) {
+  return add_value(app, names, "X", description, "a finite number of float32", [=](const std::string& text) {
+    const auto value = to_float(text);
     if (value) {
       set(*value);
     }
@@ -123,7 +136,7 @@ BadFlag::BadFlag(const std::string& flag, const std::string& value, const std::s
 ::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description,
                         std::uint64_t& seed) {
   return add_value(app, names, "N", description, "an integer, 0 to 2^64 - 1", [&seed](const std::string& text) {
-    const auto value = parse_whole<std::uint64_t>(text);
+    const auto value = to_seed(text);
     seed = value.value_or(0);
     return value.has_value();
   });
@@ -165,6 +178,14 @@ std::optional<double> to_number(std::string_view text) {
   return value && std::isfinite(*value) ? value : std::nullopt;
 }
 
+std::optional<float> to_float(std::string_view text) {
+  const auto value = to_number(text);
+  const bool fits = value && std::abs(*value) <= static_cast<double>(std::numeric_limits<float>::max());
+  return fits ? std::optional(static_cast<float>(*value)) : std::nullopt;
+}
+
+std::optional<std::uint64_t> to_seed(std::string_view text) { return parse_whole<std::uint64_t>(text); }
+
 std::optional<Device> to_device(std::string_view text) {
   constexpr std::string_view kPrefix = "cuda:";
   if (text == "cpu") {
@@ -190,6 +211,14 @@ std::vector<std::string> split(std::string_view text, char separator) {
       return parts;
     }
     text.remove_prefix(end + 1);
+  }
+}
+
+void refuse_given(const ::CLI::App& app, const std::vector<std::string>& flags, const std::string& accepted) {
+  for (const std::string& flag : flags) {
+    if (app.get_option(flag)->count() > 0) {
+      internal::fail_argument(flag, "given", accepted);
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,9 +29,13 @@ inline constexpr int kBadFlagsStatus = 2;
 // An integer within [lowest, highest].
 ::CLI::Option* add_integer(::CLI::App& app, const std::string& names, const std::string& description,
                            std::int64_t lowest, std::int64_t highest, const std::function<void(std::int64_t)>& set);
-// A finite number.
+// A finite number, of `lowest` or more.
 ::CLI::Option* add_number(::CLI::App& app, const std::string& names, const std::string& description,
-                          const std::function<void(double)>& set);
+                          const std::function<void(double)>& set,
+                          double lowest = -std::numeric_limits<double>::infinity());
+// A finite number of float32.
+::CLI::Option* add_float(::CLI::App& app, const std::string& names, const std::string& description,
+                         const std::function<void(float)>& set);
 // An integer of 64 bits without a sign.
 ::CLI::Option* add_seed(::CLI::App& app, const std::string& names, const std::string& description, std::uint64_t& seed);
 // Integers from 0, separated by commas.
@@ -43,11 +48,17 @@ inline constexpr int kBadFlagsStatus = 2;
 // nullopt unless the whole text is a number. Integers may end in K or M: 16K is 16384.
 std::optional<std::int64_t> to_integer(std::string_view text);
 std::optional<double> to_number(std::string_view text);
+// A number that float32 has; it may be rounded, and is not infinite.
+std::optional<float> to_float(std::string_view text);
+std::optional<std::uint64_t> to_seed(std::string_view text);
 // "cpu", "cuda" (the first device) or "cuda:N".
 std::optional<Device> to_device(std::string_view text);
 // "cpu" or "cuda:N".
 std::string device_text(const Device& device);
 std::vector<std::string> split(std::string_view text, char separator);
+
+// Throws Error for the first of these flags that the command line has given.
+void refuse_given(const ::CLI::App& app, const std::vector<std::string>& flags, const std::string& accepted);
 
 // One line for any error of the command line: names the flag and, where it was mistyped, the nearest one.
 std::string describe(const ::CLI::App& app, const ::CLI::ParseError& error);

@@ -33,11 +33,12 @@ std::vector<float> numbers_of(std::string text, const std::string& flag) {
     if (word.empty()) {
       continue;
     }
-    const auto number = to_number(word);
+    const auto number = to_float(word);
     if (!number) {
-      internal::fail_argument(flag, "'" + word + "' among the parameters", "numbers with commas between");
+      internal::fail_argument(flag, "'" + word + "' among the parameters",
+                              "finite numbers of float32 with commas between");
     }
-    numbers.push_back(static_cast<float>(*number));
+    numbers.push_back(*number);
   }
   return numbers;
 }

@@ -20,6 +20,11 @@ int parse_and_run(int argc, char** argv) {
   app.set_version_flag("--version", fmt::format("tessera {}", tessera::kVersion));
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
+  app.footer(
+      "tessera COMMAND --help lists the flags of a command. To begin with:\n"
+      "  tessera info\n"
+      "  tessera verify --seq 1000 --mask causal\n"
+      "  tessera bench --dim 128 --mask causal");
   const std::array<cli::Command, 7> commands{cli::add_info(app), cli::add_bench(app),   cli::add_verify(app),
                                              cli::add_run(app),  cli::add_explain(app), cli::add_plan(app),
                                              cli::add_warm(app)};

@@ -67,11 +67,11 @@ std::vector<std::int32_t> document_ids(const Problem& problem, const std::vector
 }  // namespace
 
 void MaskFlags::add(::CLI::App& app, const char* group) {
-  add_value(
-      app, "--mask", "M,M,..",
-      "which keys a query sees: none, causal, causal-top-left or block patterns, which all have to admit it [none]",
-      "with commas between: none, causal, causal-top-left, " + block_pattern_forms(),
-      [this](const std::string& text) { return parse(text); })
+  add_value(app, "--mask", "M,M,..",
+            "which keys a query sees: none, causal, causal-top-left or block patterns (butterfly, random:0.125, ..); "
+            "of several, each has to admit a key [none]",
+            "with commas between: none, causal, causal-top-left, " + block_pattern_forms(),
+            [this](const std::string& text) { return parse(text); })
       ->group(group);
   add_value(app, "--blocks", "x./.x",
             "blocks drawn row by row: x kept, . dropped; heads separated by commas, sequences by +",

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 
 #include "cli/device_tensors.h"
 #include "cli/run_plan.h"
@@ -172,10 +173,8 @@ const Measurement* MeasuredPoint::of(const std::string& impl) const {
   return found == measurements.end() ? nullptr : &*found;
 }
 
-MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options) {
+MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options, ProblemTensors* shared) {
   MeasuredPoint point{problem, pass, {}};
-  TensorOptions random;
-  random.seed = options.seed;
   std::vector<std::unique_ptr<Contestant>> contestants;
   for (const std::string& impl : options.impls) {
     Measurement& one = point.measurements.emplace_back();
@@ -188,7 +187,14 @@ MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& o
                    [](const auto& contestant) { return contestant != nullptr; })) {
     return point;
   }
-  const ProblemTensors tensors(problem, random);
+  std::optional<ProblemTensors> own;
+  if (shared == nullptr) {
+    TensorOptions random;
+    random.seed = options.seed;
+    shared = &own.emplace(problem, random);
+  }
+  shared->set_mask(problem.mask);
+  const ProblemTensors& tensors = *shared;
   if (pass == Pass::backward) {  // O and LSE for it to read
     run_plan(Plan::make(problem, Pass::forward, options.plan), options.plan.device, tensors);
   }

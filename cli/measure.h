@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/problem_tensors.h"
 #include "cli/sample_error.h"
 #include "tessera/plan.h"
 
@@ -49,6 +50,9 @@ struct MeasuredPoint {
 // An Impl that refuses, or whose workspace takes more than half of the free memory, is skipped and says so. On a GPU events
 // time what runs on the device, and where the tensors fit into its L2 cache, copies of them take turns, so that each run
 // reads from memory.
-MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options);
+// `shared`: the tensors of a problem that has another mask and the same seed. Filling tensors anew for each of several masks takes
+// longer than a GPU works on them.
+MeasuredPoint measure(const Problem& problem, Pass pass, const MeasureOptions& options,
+                      ProblemTensors* shared = nullptr);
 
 }  // namespace tessera::cli

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/figures_file.h"
 #include "cli/file_io.h"
 #include "cli/flag_values.h"
 #include "cli/problem_flags.h"
@@ -14,7 +15,6 @@
 #include "cli/terminal.h"
 #include "core/fail.h"
 #include "tessera/distributed.h"
-#include "tessera/version.h"
 
 namespace tessera::cli {
 
@@ -49,8 +49,10 @@ RankRates read_measured(const std::string& path) {
     const auto document = nlohmann::json::parse(reinterpret_cast<const char*>(bytes.data()),
                                                 reinterpret_cast<const char*>(bytes.data()) + bytes.size());
     rates = RankRates::from_json(document.at("rates"));
+  } catch (const nlohmann::json::parse_error& error) {
+    fail(fmt::format("not JSON: error at its byte {}", error.byte));
   } catch (const nlohmann::json::exception& error) {
-    fail(std::string("not what bench --distributed writes: ") + error.what());
+    fail(fmt::format("not what bench --distributed --json writes: {}", error.what()));
   }
   if (rates.forward.empty() && rates.backward.empty()) {
     fail("no kernels were timed; accepted: what bench writes without --no-baseline");
@@ -121,9 +123,8 @@ void print_rows(const std::vector<Row>& rows) {
   }
 }
 
-void write_json(const Problem& problem, const PlanFlags& flags, const std::vector<Row>& rows) {
-  nlohmann::ordered_json document{{"tessera", kVersion},
-                                  {"problem", problem.describe()},
+nlohmann::ordered_json json_of(const Problem& problem, const PlanFlags& flags, const std::vector<Row>& rows) {
+  nlohmann::ordered_json document{{"problem", problem.describe()},
                                   {"ranks", flags.gpus},
                                   {"nodes", flags.nodes},
                                   {"predictions", nlohmann::ordered_json::array()}};
@@ -140,8 +141,7 @@ void write_json(const Problem& problem, const PlanFlags& flags, const std::vecto
                                        {"efficiency", one.efficiency()},
                                        {"binds", one.binding}});
   }
-  write_file_atomically(flags.json, document.dump(2) + "\n");
-  fmt::print("figures written to {}\n", flags.json);
+  return document;
 }
 
 int plan(PlanFlags flags) {
@@ -149,9 +149,7 @@ int plan(PlanFlags flags) {
   if (flags.gpus % flags.nodes != 0) {
     internal::fail_argument("--nodes", std::int64_t{flags.nodes}, "divisors of --gpus, " + std::to_string(flags.gpus));
   }
-  if (!flags.json.empty()) {
-    require_writable(flags.json);
-  }
+  check_figures_file(flags.json);
   if (!flags.measured_path.empty()) {
     flags.measured = read_measured(flags.measured_path);
     flags.rates = flags.measured->of(flags.measured->forward.empty() ? Pass::backward : Pass::forward);
@@ -165,9 +163,7 @@ int plan(PlanFlags flags) {
              flags.rates.network_bytes_per_second / 1e9);
   const std::vector<Row> rows = predict_all(problem, flags);
   print_rows(rows);
-  if (!flags.json.empty()) {
-    write_json(problem, flags, rows);
-  }
+  report_figures(flags.json, json_of(problem, flags, rows));
   return 0;
 }
 
@@ -185,7 +181,7 @@ Command add_plan(::CLI::App& root) {
   flags->problem.add_shape(*app);
   flags->problem.add_options(*app);
   const auto rate = [app](const char* name, const std::string& description, double scale, double& target) {
-    add_value(*app, name, "NUMBER", description, "positive numbers", [scale, &target](const std::string& text) {
+    add_value(*app, name, "X", description, "a positive number", [scale, &target](const std::string& text) {
       const double number = to_number(text).value_or(0);
       target = number * scale;
       return number > 0;
@@ -197,7 +193,9 @@ Command add_plan(::CLI::App& root) {
               [flags](auto n) { flags->nodes = static_cast<int>(n); });
   rate("--nvlink", "GB/s that a rank sends inside its node [400]", 1e9, flags->rates.node_bytes_per_second);
   rate("--network", "GB/s that a rank sends to another node [50]", 1e9, flags->rates.network_bytes_per_second);
-  rate("--latency", "microseconds that every message takes besides [10]", 1e-6, flags->rates.message_seconds);
+  add_number(
+      *app, "--latency", "microseconds that every message takes besides [10]",
+      [flags](double x) { flags->rates.message_seconds = 1e-6 * x; }, 0);
   rate("--rate", "TFLOP/s of a rank's kernel, forward", 1e12, flags->rates.flops_per_second);
   rate("--backward-rate", "the same of the backward pass [--rate]", 1e12, flags->backward_rate);
   app->add_option("--measured", flags->measured_path, "take the rates from what bench --distributed --json wrote")

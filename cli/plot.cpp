@@ -175,7 +175,7 @@ PlotFormat plot_format(const std::string& path) {
       return format;
     }
   }
-  internal::fail_argument("--plot", path, "names that end in .png or .svg, or in .gp for a script of gnuplot's");
+  internal::fail_argument("--plot", path, "names that end in .png or .svg, or in .gp for gnuplot's script");
 }
 
 PlotFormat check_plot(const std::string& path) {

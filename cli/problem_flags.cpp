@@ -49,7 +49,7 @@ bool to_bias_axes(const std::string& text) {
 }
 
 // The flag that sets a field of Problem.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 18> kFlagOfField{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kFlagOfField{
     {{"batch", "--batch"},
      {"seq_q", "--seq-q"},
      {"seq_k", "--seq-k"},
@@ -66,6 +66,9 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 18> kFlagOfF
      {"scale", "--scale"},
      {"softcap", "--softcap"},
      {"dropout.probability", "--dropout"},
+     {"mask diagonal", "--alignment"},
+     {"window left", "--window"},
+     {"window right", "--window"},
      {"segments.query", "--segments"},
      {"segments.key", "--segments-k"}}};
 
@@ -94,7 +97,10 @@ void ProblemFlags::add_shape(::CLI::App& app) {
   };
   add_dtype(
       app, "--dtype", "dtype of Q, K and V [float32; bfloat16 on cuda]", [this](DType d) { dtype_ = d; }, kShapeGroup);
-  integer("--batch", "sequences", 0, kMost, [this](auto n) { batch = n; })->default_str(std::to_string(batch));
+  integer("--batch", "sequences", 0, kMost, [this](auto n) {
+    batch = n;
+    batch_given_ = true;
+  })->default_str(std::to_string(batch));
   integer("--seq", "queries and keys of each sequence", 0, kMost, [this](auto n) {
     seq = n;
     seq_given_ = true;
@@ -125,12 +131,8 @@ void ProblemFlags::add_options(::CLI::App& app) {
       kShapeGroup);
   add_lengths(app);
   mask_.add(app, kMaskGroup);
-  add_number(app, "--scale", "factor of Q K^T [1 / sqrt(dim)]", [this](double x) {
-    scale_ = static_cast<float>(x);
-  })->group(kScoreGroup);
-  add_number(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](double x) {
-    softcap_ = static_cast<float>(x);
-  })->group(kScoreGroup);
+  add_float(app, "--scale", "factor of Q K^T [1 / sqrt(dim)]", [this](float x) { scale_ = x; })->group(kScoreGroup);
+  add_float(app, "--softcap", "S <- c tanh(S / c) [0: none]", [this](float x) { softcap_ = x; })->group(kScoreGroup);
   functions_.add(app, kMaskGroup, kScoreGroup);
   add_dropout(app);
 }
@@ -173,7 +175,8 @@ void ProblemFlags::add_dropout(::CLI::App& app) {
 
 void ProblemFlags::make_ragged(Problem& problem) const {
   const std::vector<std::int64_t> lengths = lengths_.value_or(std::vector<std::int64_t>{});
-  set_ragged(problem, cumulative(lengths, "--lengths"), cumulative(lengths_k_.value_or(lengths), "--lengths-k"));
+  auto queries = cumulative(lengths, "--lengths");
+  set_ragged(problem, std::move(queries), cumulative(lengths_k_.value_or(lengths), "--lengths-k"));
 }
 
 Problem ProblemFlags::shape(std::int64_t length) const {
@@ -188,8 +191,8 @@ Problem ProblemFlags::shape(std::int64_t length) const {
     problem.seq_q = seq_q_.value_or(length);
     problem.seq_k = seq_k_.value_or(length);
   } else {
-    if (seq_given_ || seq_q_ || seq_k_) {
-      fail_argument("--lengths", "given beside --seq, --seq-q or --seq-k", "one of them");
+    if (seq_given_ || seq_q_ || seq_k_ || batch_given_) {
+      fail_argument("--lengths", "given beside --batch, --seq, --seq-q or --seq-k", "one of them");
     }
     make_ragged(problem);
   }
@@ -250,15 +253,27 @@ void add_tensor_flags(::CLI::App& app, TensorOptions& options) {
              }
            })
       ->group(kTensorGroup);
-  add_number(app, "--magnitude", "standard deviation of Q and K [1]", [&options](double x) {
-    options.magnitude = x;
-  })->group(kTensorGroup);
+  add_number(
+      app, "--magnitude", "standard deviation of Q and K [1]", [&options](double x) { options.magnitude = x; }, 0)
+      ->group(kTensorGroup);
   app.add_flag("--alibi-per-batch", options.alibi_per_batch, "slopes for each sequence")->group(kTensorGroup);
   app.add_flag("--dlse", options.dlse, "a gradient with respect to LSE")->group(kTensorGroup);
   app.add_flag("--bias-holes", options.bias_holes, "-inf in one bias of eight")->group(kTensorGroup);
   app.add_flag("--bias-expanded", options.bias_expanded, "repeat the bias over batch and heads by strides of 0")
       ->group(kTensorGroup);
   app.add_flag("--specials", options.specials, "a few NaN and infinities in Q, K and V")->group(kTensorGroup);
+}
+
+std::vector<std::string> problem_flag_names(const ::CLI::App& app) {
+  std::vector<std::string> names;
+  for (const ::CLI::Option* option : app.get_options()) {
+    for (const char* group : {kShapeGroup, kMaskGroup, kScoreGroup, kTensorGroup}) {
+      if (option->get_group() == group && option->get_name() != "--seed") {
+        names.push_back(option->get_name());
+      }
+    }
+  }
+  return names;
 }
 
 void add_plan_flags(::CLI::App& app, PlanOptions& options, ProblemFlags* problem) {

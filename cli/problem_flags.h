@@ -57,7 +57,7 @@ class ProblemFlags {
 
   std::optional<DType> dtype_;
   std::optional<DType> output_dtype_;
-  bool seq_given_ = false;
+  bool batch_given_ = false, seq_given_ = false;
   std::optional<std::int64_t> seq_q_, seq_k_, kv_heads_, dim_v_;
   std::optional<std::vector<std::int64_t>> lengths_, lengths_k_;
   std::vector<std::int64_t> key_lengths_;
@@ -73,6 +73,8 @@ class ProblemFlags {
 };
 
 void add_tensor_flags(::CLI::App& app, TensorOptions& options);
+// The flags of `app` that describe a problem and its tensors, without --seed.
+std::vector<std::string> problem_flag_names(const ::CLI::App& app);
 // --device cuda makes bfloat16 the default dtype of `problem`.
 void add_plan_flags(::CLI::App& app, PlanOptions& options, ProblemFlags* problem = nullptr);
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/host_tensor.h"
@@ -43,6 +44,8 @@ class ProblemTensors {
   // The same inputs, value for value, for the same problem in float64: what the oracle is asked. Outputs are poisoned.
   ProblemTensors widened() const;
 
+  // The same tensors under another mask.
+  void set_mask(Mask mask) { problem_.mask = std::move(mask); }
   void poison_outputs();
   // Calls `visit` with every output of one pass that is present: "O" and "LSE", or "dQ", "dK", "dV", "dbias" and "dsinks".
   void for_each_output(Pass pass, const std::function<void(const std::string&, const HostTensor&)>& visit) const;

@@ -12,7 +12,6 @@
 #include "cli/flag_values.h"
 #include "core/fail.h"
 #include "cuda/device.h"
-#include "tessera/nccl.h"
 #include "tessera/tcp.h"
 #ifdef TESSERA_HAVE_MPI
 #include "tessera/mpi.h"
@@ -61,17 +60,6 @@ int local_rank(const Communicator& communicator) {
   return communicator.rank();
 }
 
-// The ranks of `host`, with messages in the memory of a GPU each.
-std::unique_ptr<Communicator> on_devices(std::unique_ptr<Communicator> host, const RankFlags& flags,
-                                         const Device& device) {
-  if (flags.transport == "copy" || (flags.transport.empty() && !copies_missing(*host, device))) {
-    return copy_communicator(std::move(host), {device, flags.communicator});
-  }
-  const bool by_nccl = flags.transport == "nccl" || (flags.transport.empty() && !nccl_missing());
-  return by_nccl ? nccl_communicator(std::move(host), {device, flags.communicator})
-                 : staged_communicator(std::move(host), device);
-}
-
 std::unique_ptr<Communicator> group_of_mpi(const RankFlags& flags) {
 #ifdef TESSERA_HAVE_MPI
   MpiOptions options;
@@ -101,7 +89,7 @@ int run_as_process(const RankFlags& flags, const Device& first, const std::funct
     }
     if (first.kind == DeviceKind::cuda) {
       const Device device = device_of(first, local_rank(*communicator));
-      communicator = on_devices(std::move(communicator), flags, device);
+      communicator = device_communicator(std::move(communicator), {device, flags.communicator}, flags.transport);
     }
     const int status = body(*communicator);
     return communicator->rank() == 0 ? status : 0;
@@ -125,7 +113,7 @@ void add_layout(::CLI::App& app, SequenceLayout::Kind& layout) {
 }
 
 void RankFlags::add(::CLI::App& app) {
-  add_word(app, "--distributed", "spread the sequence over ranks: processes of mpirun, or threads",
+  add_word(app, "--distributed", "spread the sequence over ranks: processes of mpirun or torchrun, or threads",
            {"automatic", "ring", "burst", "double_ring"},
            [this](const std::string& word) {
              for (const RingSchedule known :
@@ -135,20 +123,37 @@ void RankFlags::add(::CLI::App& app) {
            })
       ->group(kRankGroup);
   add_layout(app, layout);
-  add_integer(app, "--ranks", fmt::format("ranks as threads, without mpirun [{}]", kDefaultRanks), 1, kMostRanks,
+  add_integer(app, "--ranks", fmt::format("ranks as threads of one process [{}]", kDefaultRanks), 1, kMostRanks,
               [this](auto n) { ranks = static_cast<int>(n); })
       ->group(kRankGroup);
   add_integer(app, "--ranks-per-node", "ranks that fast links connect [all]", 1, kMostRanks, [this](auto n) {
     links.ranks_per_node = static_cast<int>(n);
   })->group(kRankGroup);
-  app.add_flag("!--no-baseline", baseline, "bench: do not time one rank that has the whole problem")->group(kRankGroup);
+  app.add_flag_callback(
+         "--no-baseline", [this] { baseline = false; }, "bench: do not time one rank that has the whole problem")
+      ->group(kRankGroup);
   add_word(app, "--transport",
            "between GPUs of processes [copy on one machine, else nccl where it is found, else host]",
-           {"nccl", "copy", "host"}, [this](const std::string& word) { transport = word; })
+           {"nccl", "copy", "host"},
+           [this](const std::string& word) {
+             transport = word == "copy"   ? DeviceTransport::copy
+                         : word == "nccl" ? DeviceTransport::nccl
+                                          : DeviceTransport::staged;
+           })
       ->group(kRankGroup);
   add_integer(app, "--timeout", "seconds after which a silent rank is an error [60]", 1, 1 << 20, [this](auto n) {
     communicator.timeout = std::chrono::seconds(n);
   })->group(kRankGroup);
+}
+
+void RankFlags::check(const ::CLI::App& app, const Device& device) const {
+  if (!schedule) {
+    refuse_given(app, {"--layout", "--ranks", "--ranks-per-node", "--no-baseline", "--transport", "--timeout"},
+                 "with --distributed");
+  }
+  if (device.kind == DeviceKind::cpu) {
+    refuse_given(app, {"--transport"}, "with --device cuda");
+  }
 }
 
 DistributedOptions RankFlags::options(const PlanOptions& plan, const Communicator& communicator) const {

@@ -1,4 +1,4 @@
-// Ranks on the command line: processes that mpirun started, or threads of this one.
+// Ranks on the command line: processes that mpirun or torchrun started, or threads of this one.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -8,19 +8,22 @@
 #include <string>
 
 #include "tessera/distributed.h"
+#include "tessera/nccl.h"
 
 namespace tessera::cli {
 
 struct RankFlags {
   std::optional<RingSchedule> schedule;  // of --distributed, without which nothing is distributed
   SequenceLayout::Kind layout = SequenceLayout::Kind::zigzag;
-  int ranks = 0;  // of --ranks: threads; under mpirun the number that it must have started
+  int ranks = 0;  // of --ranks: threads; of processes the number that must have been started
   Links links;
   CommunicatorOptions communicator;
-  bool baseline = true;   // bench: time one rank alone, too
-  std::string transport;  // between GPUs of processes: "nccl", "copy", "host", or empty for the first that is there
+  bool baseline = true;                                    // bench: time one rank alone, too
+  DeviceTransport transport = DeviceTransport::automatic;  // between GPUs of processes
 
   void add(::CLI::App& app);
+  // Throws Error for a flag that would mean nothing: without --distributed, or of GPUs where `device` is none.
+  void check(const ::CLI::App& app, const Device& device) const;
   // With the device of this rank in place of the plan's.
   DistributedOptions options(const PlanOptions& plan, const Communicator& communicator) const;
 };

@@ -1,5 +1,7 @@
 #include "cli/sample_error.h"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <limits>
 #include <optional>
@@ -251,6 +253,10 @@ SampledError sampled_error(const ProblemTensors& tensors, Pass pass) {
     }
   }
   return result;
+}
+
+std::string error_text(const std::optional<SampledError>& sample) {
+  return sample ? fmt::format("{:.1e}{}", sample->error, sample->whole ? "" : "*") : "-";
 }
 
 }  // namespace tessera::cli

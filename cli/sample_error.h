@@ -1,6 +1,7 @@
 // The error of results that are too large for the oracle: a few rows of one sequence and one key head.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "cli/problem_tensors.h"
@@ -18,5 +19,8 @@ struct SampledError {
 // The sample is the last sequence with the query heads of its last key head: blocks of rows from the beginning, the
 // middle and the end against all of its keys, or every row where the oracle does that in a second or two.
 SampledError sampled_error(const ProblemTensors& tensors, Pass pass);
+
+// "3.1e-07", with * behind it where not all rows were compared; "-" where nothing was.
+std::string error_text(const std::optional<SampledError>& sample);
 
 }  // namespace tessera::cli

@@ -18,7 +18,8 @@ constexpr std::string_view kIntroduction = R"(# What each Impl takes
 Written by `tessera info --support markdown`; a test compares this page with what the Impls say. Each row is one problem (bfloat16,
 16 queries, 256 keys, 4 heads of 64 columns) with the feature of the row beside. A plan takes the first Impl, from the left, that
 takes the problem and runs on the device; `tessera explain` says why the ones before it refused. The page tells what an Impl is
-made for: a build with few kernels (docs/building.md) or a device with little shared memory may lack a kernel for it.
+made for: a build with few kernels (docs/building.md), a machine on which none can be compiled (docs/programs.md) or a device with
+little shared memory may lack a kernel for it.
 
 )";
 

@@ -26,6 +26,7 @@ namespace tessera::cli {
 namespace {
 
 struct VerifyFlags {
+  const ::CLI::App* app = nullptr;
   ProblemFlags problem;
   CheckOptions options;
   RankFlags ranks;
@@ -188,6 +189,12 @@ int verify(const VerifyFlags& flags) {
   if (flags.ranks.schedule && flags.random > 0) {
     internal::fail_argument("--random", flags.random, "absent beside --distributed");
   }
+  if (flags.random > 0) {
+    refuse_given(*flags.app, problem_flag_names(*flags.app), "absent beside --random, which draws problems");
+  } else {
+    refuse_given(*flags.app, {"--first", "--space"}, "with --random");
+  }
+  flags.ranks.check(*flags.app, flags.options.plan.device);
   if (flags.options.plan.device.kind == DeviceKind::cuda && !flags.ranks.schedule) {
     internal::cuda_device(flags.options.plan.device.index);  // one error, where every problem would be refused
   }
@@ -201,6 +208,7 @@ int verify(const VerifyFlags& flags) {
 Command add_verify(::CLI::App& root) {
   ::CLI::App* app = root.add_subcommand("verify", "Compare an Impl with the oracle, each error beside its bound");
   auto flags = std::make_shared<VerifyFlags>();
+  flags->app = app;
   flags->problem.seq = 256;
   flags->problem.heads = 2;
   flags->problem.add_shape(*app);

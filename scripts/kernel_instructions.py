@@ -52,7 +52,8 @@ def main() -> int:
     release = ".".join(arguments.nvcc.split(".")[:2])
     counts = {}
     for path in arguments.images:
-        if path.stem.startswith("sm90_"):
+        # Those with a score program have its name behind that of the dtype.
+        if path.stem.startswith("sm90_") and path.stem.endswith("float16"):
             counts |= {(release, name): count for name, count in instructions_of(path.read_bytes()).items()}
     table = read_table(arguments.table) if arguments.table.exists() else {}
     if arguments.write:

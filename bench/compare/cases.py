@@ -28,14 +28,24 @@ class Case:
     causal: bool
     batch: int
     heads: int
+    group: int = 1  # query heads of a key head
 
     @property
     def name(self) -> str:
-        return f"{self.dtype}-d{self.dim}-n{self.seq}-{'causal' if self.causal else 'dense'}"
+        grouped = f"-g{self.group}" if self.group > 1 else ""
+        return f"{self.dtype}-d{self.dim}-n{self.seq}-{'causal' if self.causal else 'dense'}{grouped}"
+
+    @property
+    def heads_kv(self) -> int:
+        return self.heads // self.group
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.seq, self.heads, self.dim)
+
+    @property
+    def shape_kv(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.seq, self.heads_kv, self.dim)
 
     def matches(self, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatch(self.name, pattern) for pattern in patterns)
@@ -50,14 +60,19 @@ class Case:
         pairs = self.seq**2 / (2 if self.causal else 1)
         return (10 if backward else 4) * self.dim * pairs * self.batch * self.heads
 
-    def heads_to_check(self) -> list[tuple[slice, slice]]:
-        """The two (batch, head) pairs that are checked in a wider dtype: the first and the last."""
-        return [(slice(b, b + 1), slice(h, h + 1)) for b, h in ((0, 0), (self.batch - 1, self.heads - 1))]
+    def heads_to_check(self) -> list[tuple[int, int]]:
+        """The two (batch, key head) pairs that are checked in a wider dtype: the first and the last."""
+        return [(0, 0), (self.batch - 1, self.heads_kv - 1)]
+
+    def part(self, x: torch.Tensor, batch: int, head_kv: int) -> torch.Tensor:
+        """Of a tensor with query heads or key heads: those of one key head of one batch."""
+        width = x.shape[2] // self.heads_kv
+        return x[batch : batch + 1, :, head_kv * width : (head_kv + 1) * width]
 
 
 def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, backend: SDPBackend):
     with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def torch_leaves(tensors: Sequence[torch.Tensor]) -> Tensors:
@@ -69,11 +84,19 @@ def exact(case: Case, tensors: Sequence[torch.Tensor], backward: bool, backend: 
     """(out,) or (dq, dk, dv) of each of the heads that are checked, from q, k, v and dout in the next wider dtype."""
     results = []
     for batch, head in case.heads_to_check():
-        wide = [x[batch, :, head].to(WIDER[case.dtype]) for x in tensors]
-        leaves = torch_leaves(wide[:3])
-        out = torch_attention(*leaves, case.causal, backend)
-        found = torch.autograd.grad(out, leaves, wide[3].transpose(1, 2)) if backward else (out.detach(),)
-        results.append(tuple(x.transpose(1, 2) for x in found))
+        q, k, v, dout = (case.part(x, batch, head).to(WIDER[case.dtype]) for x in tensors)
+        of_queries = []
+        of_keys: Tensors = ()
+        for member in range(case.group):  # one at a time: a matrix of scores takes gigabytes
+            leaves = torch_leaves((q[:, :, member : member + 1], k, v))
+            out = torch_attention(*leaves, case.causal, backend)
+            if not backward:
+                of_queries.append(out.detach())
+                continue
+            dq, *rest = torch.autograd.grad(out, leaves, dout[:, :, member : member + 1].transpose(1, 2))
+            of_queries.append(dq)
+            of_keys = tuple(x + y for x, y in zip(of_keys, rest, strict=True)) if of_keys else tuple(rest)
+        results.append(tuple(x.transpose(1, 2) for x in (torch.cat(of_queries, 1), *of_keys)))
     return results
 
 
@@ -86,7 +109,7 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
 def error_of_heads(case: Case, results: Tensors, expected: Sequence[Tensors]) -> float:
     """The largest error of (out,) or (dq, dk, dv) over the heads that are checked."""
     return max(
-        relative_error(x[batch, :, head], e)
+        relative_error(case.part(x, batch, head), e)
         for (batch, head), of_head in zip(case.heads_to_check(), expected, strict=True)
         for x, e in zip(results, of_head, strict=True)
     )

@@ -31,24 +31,30 @@ Library = libraries.Tessera | libraries.Torch
 
 
 def make_cases(arguments: argparse.Namespace) -> list[Case]:
-    lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
+    lengths = arguments.lengths or (QUICK_LENGTHS if arguments.quick else LENGTHS)
     cases = [
-        Case(dtype, dim, seq, causal, max(1, arguments.tokens // seq), arguments.heads or MODEL_WIDTH // dim)
-        for dtype, dim, causal, seq in itertools.product(arguments.dtypes, DIMS, (False, True), lengths)
+        Case(dtype, dim, seq, causal, max(1, arguments.tokens // seq), arguments.heads or MODEL_WIDTH // dim, group)
+        for group, dtype, dim, causal, seq in itertools.product(
+            arguments.groups, arguments.dtypes, DIMS, (False, True), lengths
+        )
     ]
+    for case in cases:
+        if case.heads % case.group != 0:
+            raise ValueError(f"--groups: {case.group}; accepted: divisors of {case.heads}, the heads of d{case.dim}")
     return [case for case in cases if case.matches(arguments.cases)]
 
 
 def make_inputs(case: Case, l2_bytes: int, kind: str) -> list[Tensors]:
     """q, k, v and dout; several of them where they would otherwise stay in the L2 cache from call to call."""
     torch.manual_seed(case.seq * 2 + case.causal)
-    bytes_of_one = 3 * math.prod(case.shape) * getattr(torch, case.dtype).itemsize
+    bytes_of_one = (math.prod(case.shape) + 2 * math.prod(case.shape_kv)) * getattr(torch, case.dtype).itemsize
     count = 1 if bytes_of_one > l2_bytes else min(MOST_INPUTS, 1 + math.ceil(2 * l2_bytes / bytes_of_one))
 
-    def normal() -> torch.Tensor:
-        return torch.randn(case.shape, device=kind, dtype=getattr(torch, case.dtype))
+    def normal(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, device=kind, dtype=getattr(torch, case.dtype))
 
-    return [(normal(), normal(), normal(), normal()) for _ in range(count)]
+    shapes = (case.shape, case.shape_kv, case.shape_kv, case.shape)
+    return [tuple(normal(shape) for shape in shapes) for _ in range(count)]
 
 
 class Pass:
@@ -137,7 +143,7 @@ def _number(value: float | None, width: int, digits: int, unit: str = "") -> str
 def header(names: Sequence[str]) -> str:
     rates = " ".join(f"{name:>{max(7, len(name))}}" for name in names)
     return (
-        f"{'dtype':8} {'pass':8} {'dim':>3} {'seq':>5} {'mask':6} {rates} {'/ cuDNN':>7} {'/ best':>6} "
+        f"{'dtype':8} {'pass':8} {'dim':>3} {'heads':>5} {'seq':>6} {'mask':6} {rates} {'/ cuDNN':>7} {'/ best':>6} "
         f"{'of matrix rate':>14} {'/ any order':>11} {'error':>7}"
     )
 
@@ -148,15 +154,35 @@ def line(row: dict[str, Any], names: Sequence[str]) -> str:
     error = row["errors"].get(names[0])
     notes = "" if row["agree"] else "  DISAGREES"
     notes += "".join(f"  {name}: {reason}" for name, reason in row["refused"].items())
+    heads = f"{row['heads']}:{row['heads'] // row['group']}"
     return (
-        f"{row['dtype']:8} {row['pass']:8} {row['dim']:>3} {row['seq']:>5} {'causal' if row['causal'] else 'dense':6} "
-        f"{rates} {_number(row['over_cudnn'], 7, 2, 'x')} {_number(row['over_best'], 6, 2, 'x')} "
+        f"{row['dtype']:8} {row['pass']:8} {row['dim']:>3} {heads:>5} {row['seq']:>6} "
+        f"{'causal' if row['causal'] else 'dense':6} {rates} "
+        f"{_number(row['over_cudnn'], 7, 2, 'x')} {_number(row['over_best'], 6, 2, 'x')} "
         f"{_number(share and share * 100, 14, 1, ' %')} {_number(row['deterministic_over_any_order'], 11, 3)} "
         f"{'-' if error is None else f'{error:.1e}':>7}{notes}"
     )
 
 
-RATIOS = {"over_cudnn": "/ cuDNN", "over_best": "/ best peer", "deterministic_over_any_order": "/ any order"}
+RATIOS = {
+    "over_cudnn": "/ cuDNN",
+    "over_best": "/ best peer",
+    "deterministic_over_any_order": "/ any order",
+    "over_ungrouped": "/ ungrouped",
+}
+
+
+def compare_groups(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to each row the ratio to the one with a key head for each query head, where both were measured."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("pass", *Case.__dataclass_fields__) if name != "group")
+
+    ungrouped = {key(row): row for row in rows if row["group"] == 1}
+    for row in rows:
+        name = next(iter(row["tflops"]), None)
+        alike = ungrouped.get(key(row), {"tflops": {}})["tflops"].get(name)
+        row["over_ungrouped"] = row["tflops"][name] / alike if row["group"] > 1 and alike else None
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -214,6 +240,7 @@ def compare(device: gpu.CudaDevice, cases: Sequence[Case], arguments: argparse.N
             rows.append(one.row([library.name for library in of_pass], rates["matrix_flops"]))
             print(line(rows[-1], names), flush=True)
     rates["matrix_flops_after"] = device.matrix_rate()
+    compare_groups(rows)
     summary = summarise(rows)
     print_summary(summary)
     print(f"\nmatrix products after all that: {rates['matrix_flops_after'] / 1e12:.1f} TFLOP/s")
@@ -224,7 +251,11 @@ def main(arguments: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         print("compare_torch: no CUDA device that torch can use; see torch.cuda.is_available()", file=sys.stderr)
         return 2
-    cases = make_cases(arguments)
+    try:
+        cases = make_cases(arguments)
+    except ValueError as error:
+        print(f"compare_torch: {error}", file=sys.stderr)
+        return 2
     if not cases:
         print(f"compare_torch: no case has a name like {' '.join(arguments.cases)}", file=sys.stderr)
         return 2

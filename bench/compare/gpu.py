@@ -104,9 +104,11 @@ class CudaDevice:
         return 2 * size**3 / timing.seconds
 
     def copy_rate(self) -> float:
-        """Bytes a second, read and written, of a copy of 1 GiB."""
+        """Bytes a second, read and written, of a copy of 1 GiB: without a graph, whose copies are a third slower."""
         source, target = (torch.empty(2**30, dtype=torch.uint8, device=self.name) for _ in range(2))
-        timing = take_turns(self, {"copy": [lambda: target.copy_(source)]}, 0.1, 10)["copy"]
+        device = CudaDevice("events")
+        with device.active():
+            timing = take_turns(device, {"copy": [lambda: target.copy_(source)]}, 0.1, 10)["copy"]
         return 2 * source.numel() / timing.seconds
 
 

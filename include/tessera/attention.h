@@ -16,8 +16,8 @@ void attention_backward(const Problem& problem, const BackwardTensors& tensors, 
 // New keys and values of a step of decoding, and the cache that they go into.
 struct AppendTensors {
   ConstTensorView k, v;  // [batch, tokens, heads_kv, dim_qk] and [batch, tokens, heads_kv, dim_v]
-  TensorView k_cache,
-      v_cache;  // [batch, seq_k, heads_kv, dim] or, with a page table, [pages, page_size, heads_kv, dim]
+  // [batch, seq_k, heads_kv, dim] or, with a page table, [pages, page_size, heads_kv, dim].
+  TensorView k_cache, v_cache;
   ConstTensorView key_lengths;   // int32 [batch]: keys in use before, which stay as they are
   ConstTensorView page_table{};  // int32 [batch, pages of a sequence]; absent: the cache is not paged
 };
@@ -26,7 +26,7 @@ struct AppendTensors {
 // the pool are refused before anything is written; on a GPU, where lengths are read when the kernel runs, they are left out.
 void append_keys(const AppendTensors& tensors, void* stream = nullptr);
 
-// For people who do not care about plans: what the shapes of the tensors do not say.
+// Without a Problem or a Plan: what the shapes of the tensors do not say.
 struct AttentionOptions {
   Mask mask{};
   std::optional<float> scale{};

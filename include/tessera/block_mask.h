@@ -37,7 +37,7 @@ struct BlockGrid {
 // ones).
 class BlockMask {
  public:
-  // Every block kept for which keep(block row, block column) holds.
+  // Every block kept for which keep(block row, block column) holds; it is asked about each. Throws Error for more than 2^32.
   static BlockMask from_function(const BlockGrid& grid, const std::function<bool(std::int64_t, std::int64_t)>& keep);
   // Row r keeps the blocks columns[offsets[r]] .. columns[offsets[r + 1] - 1], which must increase. Throws Error that
   // names the row which is not sorted, repeats a column or leaves the grid.

@@ -105,6 +105,8 @@ class Communicator {
   // Transports that move several messages as one start those here that have been posted. Every rank has to call it at the same
   // points: between two of them both ends of a message are posted. A wait for what has not been started calls it.
   virtual void flush() {}
+  // Transfers between devices are kernels, which have to be started before those that leave them no multiprocessor.
+  virtual bool transfers_are_kernels() const { return false; }
 
   // Every rank's `mine`, in the order of ranks; all have the same length. Each rank has to call it.
   std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine);

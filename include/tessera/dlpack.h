@@ -4,6 +4,7 @@
 // version of the struct.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -18,6 +19,14 @@ inline constexpr int kCuda = 2;
 inline constexpr int kInteger = 0;
 inline constexpr int kFloat = 2;
 inline constexpr int kBfloat = 4;
+
+// "int64", "float8", "complex64", ..; "4 lanes of float32" for vectors.
+inline std::string dtype_text(int code, int bits, int lanes) {
+  constexpr std::array<const char*, 7> kNames{"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const bool known = code >= 0 && code < static_cast<int>(kNames.size());
+  const std::string name = known ? kNames[static_cast<std::size_t>(code)] : "code " + std::to_string(code) + ", bits ";
+  return (lanes == 1 ? "" : std::to_string(lanes) + " lanes of ") + name + std::to_string(bits);
+}
 }  // namespace dlpack
 
 // A view of `tensor`. Throws Error(invalid_argument) for a dtype, device or rank that Tessera does not have.
@@ -38,8 +47,8 @@ TensorView from_dlpack(const DLTensor& tensor) {
     view.dtype = DType::int32;
   } else {
     throw Error(ErrorCode::invalid_argument,
-                "DLPack dtype: code " + std::to_string(code) + " with " + std::to_string(bits) +
-                    " bits; accepted: float32, float64, float16, bfloat16 and int32 with one lane");
+                "DLPack dtype: " + dlpack::dtype_text(code, bits, tensor.dtype.lanes) +
+                    "; accepted: float32, float64, float16, bfloat16 and int32 with one lane");
   }
   const int device = static_cast<int>(tensor.device.device_type);
   if (device != dlpack::kCpu && device != dlpack::kCuda) {

@@ -245,6 +245,21 @@ struct Dual {
     const T quotient = a.number / b.number;
     return {quotient, (a.slope - quotient * b.slope) / b.number};
   }
+  // With a number that does not depend on the score, whose derivative would be multiplied although it is 0.
+  friend TESSERA_FUNCTION Dual operator+(Dual a, T b) { return {a.number + b, a.slope}; }
+  friend TESSERA_FUNCTION Dual operator+(T a, Dual b) { return {a + b.number, b.slope}; }
+  friend TESSERA_FUNCTION Dual operator-(Dual a, T b) { return {a.number - b, a.slope}; }
+  friend TESSERA_FUNCTION Dual operator-(T a, Dual b) { return {a - b.number, -b.slope}; }
+  friend TESSERA_FUNCTION Dual operator*(Dual a, T b) { return {a.number * b, a.slope * b}; }
+  friend TESSERA_FUNCTION Dual operator*(T a, Dual b) { return {a * b.number, a * b.slope}; }
+  friend TESSERA_FUNCTION Dual operator/(Dual a, T b) {
+#if defined(TESSERA_FUNCTION_BITS) && TESSERA_FUNCTION_BITS <= 11
+    const T factor = T(1) / b;  // one for all scores where b is a parameter
+    return {a.number * factor, a.slope * factor};
+#else
+    return {a.number / b, a.slope / b};
+#endif
+  }
   friend TESSERA_FUNCTION bool operator==(Dual a, Dual b) { return a.number == b.number; }
   friend TESSERA_FUNCTION bool operator!=(Dual a, Dual b) { return a.number != b.number; }
   friend TESSERA_FUNCTION bool operator<(Dual a, Dual b) { return a.number < b.number; }

@@ -1,6 +1,7 @@
 // Ranks that are processes, or threads, each with a GPU of its own.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,5 +41,15 @@ std::unique_ptr<Communicator> copy_communicator(std::unique_ptr<Communicator> co
 
 // The same through host memory: where there is no NCCL, or where ranks share a device.
 std::unique_ptr<Communicator> staged_communicator(std::unique_ptr<Communicator> control, const Device& device);
+
+enum class DeviceTransport : std::uint8_t {
+  automatic,  // the first of these that is there on every rank
+  copy,
+  nccl,
+  staged,
+};
+// One of the three above. Collective.
+std::unique_ptr<Communicator> device_communicator(std::unique_ptr<Communicator> control, const NcclOptions& options,
+                                                  DeviceTransport transport = DeviceTransport::automatic);
 
 }  // namespace tessera

@@ -22,7 +22,7 @@ struct ScoreTensors {
 };
 
 // Shapes are those of Problem. Every tensor's last dimension has stride 1; other strides are free. Outputs must not
-// overlap inputs or each other.
+// overlap inputs or each other; one that begins where another tensor does is refused.
 struct ForwardTensors {
   ConstTensorView q, k, v;
   TensorView out;
@@ -32,8 +32,8 @@ struct ForwardTensors {
   // with new ones: lengths outside 0 .. seq_k are then taken as the nearer end, pages outside the pool as some page of it. On
   // the CPU they are refused.
   ConstTensorView key_lengths{};  // Problem::lengths_in_tensors: int32 [batch]
-  ConstTensorView
-      page_table{};  // Problem::page_size: int32 [batch, pages_per_sequence()]; what lies behind a length is not read
+  // Problem::page_size: int32 [batch, pages_per_sequence()]; what lies behind a length is not read.
+  ConstTensorView page_table{};
 };
 
 struct BackwardTensors {
@@ -51,7 +51,7 @@ struct PlanOptions {
   Device device{};
   std::string impl;  // force one Impl by name; empty: TESSERA_IMPL, else the first that accepts
   std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has
-  int threads = 0;   // 0: OpenMP's default
+  int threads = 0;   // up to 4096; 0: OpenMP's default
   // Backward: the keys are a part of those that `out`, `lse` and `dlse` are about, as in one step of a ring. The gradients
   // are then this part's share: dK and dV of these keys, and a term of dQ.
   bool part_of_keys = false;
@@ -78,7 +78,8 @@ struct KernelFacts {
   std::int64_t spill_bytes = 0;   // of a thread
   std::int64_t shared_bytes = 0;  // of a block
   std::int64_t blocks = 0;
-  double waves = 0;  // blocks' worth of work over the blocks that run at once
+  double waves = 0;       // blocks' worth of work over the blocks that run at once
+  bool compiled = false;  // at run time, or taken from the cache of those; else the build has it
 };
 
 // Everything that explain() prints, as data.
@@ -111,14 +112,15 @@ class Plan {
   const Problem& problem() const { return problem_; }
   Pass pass() const { return pass_; }
   const PlanFacts& facts() const { return facts_; }
-  // Bytes that run() needs besides its tensors; it allocates nothing itself.
+  // Bytes that run() needs besides its tensors. Given a workspace, it allocates nothing itself.
   std::int64_t workspace_bytes() const { return facts_.workspace_bytes; }
   // A page of text: Impl, refusals, tiles, FLOPs, memory, bytes moved in the IO model of the FlashAttention paper
   // (Dao et al. 2022, Theorem 2) and, with `rates`, the predicted time.
   std::string explain(const std::optional<MachineRates>& rates = std::nullopt) const;
 
   // Validate the tensors, then compute. `workspace` must have workspace_bytes() bytes and start at a multiple of
-  // kWorkspaceAlignment; an empty span makes run() allocate its own for the call. `stream` is a cudaStream_t for CUDA plans, unused on the CPU.
+  // kWorkspaceAlignment; an empty span makes run() allocate its own for the call. `stream` is a cudaStream_t for CUDA plans,
+  // unused on the CPU.
   void run(const ForwardTensors& tensors, std::span<std::byte> workspace = {}, void* stream = nullptr) const;
   void run(const BackwardTensors& tensors, std::span<std::byte> workspace = {}, void* stream = nullptr) const;
 

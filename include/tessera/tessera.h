@@ -1,4 +1,4 @@
-// Everything.
+// Everything but what few programs need: transports between processes (mpi.h, nccl.h, tcp.h) and dlpack.h.
 #pragma once
 
 #include "tessera/attention.h"

@@ -1,3 +1,4 @@
+// The version of these headers.
 #pragma once
 
 namespace tessera {

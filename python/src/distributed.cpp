@@ -58,8 +58,15 @@ std::vector<std::unique_ptr<RankGroup>> local_groups(const std::vector<DeviceInd
   return groups;
 }
 
+DeviceTransport transport_of(const std::string& name) {
+  return name == "copy"     ? DeviceTransport::copy
+         : name == "nccl"   ? DeviceTransport::nccl
+         : name == "staged" ? DeviceTransport::staged
+                            : DeviceTransport::automatic;
+}
+
 std::unique_ptr<RankGroup> meet(int rank, int ranks, const std::string& address, int port, const std::string& file,
-                                int listener, double timeout, const DeviceIndex& device, bool staged) {
+                                int listener, double timeout, const DeviceIndex& device, const std::string& transport) {
   TcpOptions options;
   options.rank = rank;
   options.ranks = ranks;
@@ -71,8 +78,8 @@ std::unique_ptr<RankGroup> meet(int rank, int ranks, const std::string& address,
   const nb::gil_scoped_release release;
   auto communicator = tcp_communicator(options);
   if (device) {
-    communicator = staged ? staged_communicator(std::move(communicator), device_of(device))
-                          : nccl_communicator(std::move(communicator), {device_of(device), options.communicator});
+    communicator = device_communicator(std::move(communicator), {device_of(device), options.communicator},
+                                       transport_of(transport));
   }
   return std::make_unique<RankGroup>(std::move(communicator));
 }
@@ -233,7 +240,8 @@ void define_distributed(nb::module_& module) {
   nb::class_<RankGroup>(module, "RankGroup")
       .def_static("local", &local_groups, nb::arg("devices"), nb::arg("timeout"))
       .def_static("meet", &meet, nb::arg("rank"), nb::arg("ranks"), nb::arg("address"), nb::arg("port"),
-                  nb::arg("file"), nb::arg("listener"), nb::arg("timeout"), nb::arg("device").none(), nb::arg("staged"))
+                  nb::arg("file"), nb::arg("listener"), nb::arg("timeout"), nb::arg("device").none(),
+                  nb::arg("transport"))
       .def_prop_ro("rank", &RankGroup::rank)
       .def_prop_ro("size", &RankGroup::size)
       .def_prop_ro("transport", &RankGroup::transport)

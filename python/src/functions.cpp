@@ -3,12 +3,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "refuse.h"
 #include "tessera/tessera.h"
 
 namespace nb = nanobind;
@@ -44,10 +46,16 @@ std::vector<float> params_of(nb::object params) {
   if (nb::hasattr(params, "reshape")) {
     params = params.attr("reshape")(-1).attr("tolist")();
   }
-  std::vector<float> result;
-  if (!nb::try_cast<std::vector<float>>(params, result)) {
-    throw Error(ErrorCode::invalid_argument,
-                std::string("params: ") + nb::repr(params).c_str() + "; accepted: a sequence or an array of numbers");
+  std::vector<double> numbers;
+  if (!nb::try_cast<std::vector<double>>(params, numbers)) {
+    refuse("params", nb::repr(params).c_str(), "a sequence or an array of numbers");
+  }
+  std::vector<float> result(numbers.size());
+  for (std::size_t n = 0; n < numbers.size(); ++n) {
+    result[n] = static_cast<float>(numbers[n]);
+    if (std::isinf(result[n]) && !std::isinf(numbers[n])) {
+      refuse("params[" + std::to_string(n) + "]", nb::repr(nb::float_(numbers[n])).c_str(), "numbers of float32");
+    }
   }
   return result;
 }

@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "refuse.h"
@@ -57,7 +58,9 @@ std::optional<Value> option(const Keywords& options, const char* name, const cha
     return std::nullopt;
   }
   Value value{};
-  if (!nb::try_cast<Value>(given, value)) {
+  // nanobind would read a number out of a text.
+  const bool digits = std::is_arithmetic_v<Value> && nb::isinstance<nb::str>(given);
+  if (digits || !nb::try_cast<Value>(given, value)) {
     refuse(name, nb::repr(given).c_str(), accepted);
   }
   return value;
@@ -219,7 +222,7 @@ PlanOptions plan_options_of(const Keywords& options, const Device& device) {
   plan.device = device;
   plan.impl = option<std::string>(options, "impl", "the name of an Impl").value_or("");
   plan.isa = option<std::string>(options, "isa", "the name of an instruction set").value_or("");
-  plan.threads = option<int>(options, "threads", "0 (all) or more").value_or(0);
+  plan.threads = option<int>(options, "threads", "0 (all) to 4096").value_or(0);
   plan.deterministic = option<bool>(options, "deterministic", "True or False").value_or(true);
   if (const auto name = option<std::string>(options, "float32_products", "\"exact\" or \"tf32\"")) {
     plan.float32_products = float32_products_from_name(*name);

@@ -14,7 +14,7 @@ namespace {
 // What plans read from the environment.
 std::string environment_choices() {
   std::string choices;
-  for (const char* name : {"TESSERA_ISA", "TESSERA_IMPL"}) {
+  for (const char* name : {"TESSERA_ISA", "TESSERA_IMPL", "TESSERA_JIT"}) {
     const char* const value = std::getenv(name);
     choices.append(value == nullptr ? "" : value).append(";");
   }

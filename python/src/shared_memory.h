@@ -30,6 +30,7 @@ class MemorySharing final : public Communicator {
   Device device() const override { return inner_->device(); }
   Memory allocate(std::int64_t bytes) override;
   void flush() override { inner_->flush(); }
+  bool transfers_are_kernels() const override { return inner_->transfers_are_kernels(); }
   std::optional<std::string> failure() const override { return inner_->failure(); }
 
  protected:

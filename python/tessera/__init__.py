@@ -183,7 +183,8 @@ def merge(
 
     Shapes are those of forward's results. out and lse may be out_a and lse_a themselves.
     """
-    result: tuple[Tensor, Tensor] = _tessera.merge(out_a, lse_a, out_b, lse_b, out, lse, allocator(out_a))
+    o_a, l_a, o_b, l_b = _readable(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
+    result: tuple[Tensor, Tensor] = _tessera.merge(o_a, l_a, o_b, l_b, out, lse, allocator(out_a))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,22 @@ from pathlib import Path
 from . import _bench, info
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}'; accepted: an integer, 1 or more")
+    return int(text)
+
+
 def _lengths(text: str) -> list[int]:
-    return [int(length) for length in text.split(",")]
+    return [_number(length) for length in text.split(",")]
+
+
+def _file(text: str) -> Path:
+    """Found out before anything is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}'; accepted: a file in a folder that exists")
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,14 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         "scaled_dot_product_attention beside them where torch is installed. Needs NumPy.",
     )
     bench.add_argument("--seqs", type=_lengths, default=[256, 512, 1024, 2048], help="lengths (256,512,1024,2048)")
-    bench.add_argument("--batch", type=int, default=1)
-    bench.add_argument("--heads", type=int, default=8)
-    bench.add_argument("--dim", type=int, default=64)
+    bench.add_argument("--batch", type=_number, default=1)
+    bench.add_argument("--heads", type=_number, default=8)
+    bench.add_argument("--dim", type=_number, default=64)
     bench.add_argument("--causal", action="store_true")
-    bench.add_argument("--threads", type=int, default=0, help="of every library; 0: all")
-    bench.add_argument("--repeats", type=int, default=5, help="of which the median counts")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the table there; needs matplotlib")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    bench.add_argument("--threads", type=_number, default=0, help="of every library (all)")
+    bench.add_argument("--repeats", type=_number, default=5, help="of which the median counts")
+    bench.add_argument("--plot", type=_file, metavar="FILE", help="draw the table there; needs matplotlib")
+    bench.add_argument("--json", type=_file, metavar="FILE", help="write every figure there")
     return parser
 
 
@@ -50,10 +65,21 @@ def _print_info() -> None:
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
     if arguments.command == "info":
         _print_info()
         return 0
+    for module, needed in (("numpy", True), ("matplotlib", arguments.plot is not None)):
+        if needed and importlib.util.find_spec(module) is None:
+            parser.error(f"{'--plot' if module == 'matplotlib' else 'bench'} needs {module}, which is not installed")
+    try:
+        return _run_bench(arguments)
+    except ValueError as error:  # sizes that the library does not take
+        parser.error(str(error))
+
+
+def _run_bench(arguments: argparse.Namespace) -> int:
     problem = _bench.Problem(arguments.batch, arguments.heads, arguments.dim, arguments.causal)
     rows = []
     print(f"{problem}\n\n{_bench.HEADER}")

@@ -6,6 +6,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,8 @@ def _libraries(problem: Problem, seq: int, threads: int) -> dict[str, Calls]:
     calls = {}
     for name in available:
         options: tessera.Options = {"causal": problem.causal, "impl": name, "threads": threads}
-        calls[name] = _tessera_calls(tensors, options)
+        with suppress(NotImplementedError):  # those of GPUs
+            calls[name] = _tessera_calls(tensors, options)
     if importlib.util.find_spec("torch"):
         calls["torch sdpa"] = _torch_calls(tensors, problem.causal, threads)
     return calls

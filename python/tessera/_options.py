@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -111,15 +112,18 @@ class Options(TypedDict, total=False):
     stream: int | None
 
 
-_NAMES = frozenset(Options.__annotations__)
+_NAMES = dict.fromkeys(Options.__annotations__)
+
+
+def require_known(options: Mapping[str, Any], names: Mapping[str, Any] = _NAMES) -> None:
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; accepted: {', '.join(names)}")
 
 
 def with_mask_fields(options: Options) -> dict[str, Any]:
     """The options with a Mask replaced by its fields; a boolean mask stays."""
-    unknown = [name for name in options if name not in _NAMES]
-    if unknown:
-        accepted = ", ".join(Options.__annotations__)
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; accepted: {accepted}")
+    require_known(options)
     fields: dict[str, Any] = dict(options)
     mask = fields.pop("mask", None)
     if mask is None:
@@ -141,11 +145,11 @@ def plain(options: Options, q: Any, k: Any) -> dict[str, Any]:
         result["stream"] = current_stream(q)
     for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k"):
         if result.get(name) is not None:
-            result[name] = integers(result[name])
+            result[name] = integers(result[name], name)
     segments = result.get("segments")
     if segments is not None:
         pair = segments if isinstance(segments, tuple) and len(segments) == 2 else (segments, segments)
-        result["segments"] = tuple(integers(ids) for ids in pair)
+        result["segments"] = tuple(integers(ids, "segments") for ids in pair)
     for name in ("bias", "alibi_slopes", "sinks", "cache_lengths", "page_table"):
         if result.get(name) is not None:
             result[name] = readable(result[name], name)
@@ -159,6 +163,8 @@ def _options_of_boolean(mask: Any, beside: dict[str, Any], q: Any, k: Any) -> di
     # A band in place of the mask brings an alignment and key lengths of its own; nothing else may depend on any.
     others = ("window", "segments", "key_lengths", "alibi_slopes")
     alone = not beside.get("causal") and all(beside.get(name) is None for name in others)
+    if not hasattr(mask, "__dlpack__"):
+        raise TypeError(f"mask: {mask!r}; accepted: a boolean tensor or tessera.Mask")
     lowered = _tessera.options_of_mask(mask, q, k, alone)
     blocks = beside.get("blocks")
     if blocks is not None and "blocks" in lowered:

@@ -41,6 +41,8 @@ def is_cupy(x: Any) -> bool:
 
 def readable(x: Any, name: str) -> Any:
     """`x` as the extension module takes it."""
+    if x is None:
+        raise TypeError(f"{name}: None; accepted: a DLPack tensor")
     if is_torch(x):
         if x.requires_grad:
             raise TypeError(
@@ -112,5 +114,8 @@ def _cupy_allocator(like: Any, stream: int | None) -> Allocate:
     return allocate
 
 
-def integers(values: Any) -> list[int]:
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+def integers(values: Any, name: str) -> list[int]:
+    try:
+        return values.tolist() if hasattr(values, "tolist") else list(values)
+    except TypeError:
+        raise TypeError(f"{name}: {values!r}; accepted: a sequence of integers") from None

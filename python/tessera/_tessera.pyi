@@ -115,7 +115,7 @@ class RankGroup:
         listener: int,
         timeout: float,
         device: int | None,
-        staged: bool,
+        transport: str,
     ) -> RankGroup: ...
     @property
     def rank(self) -> int: ...

@@ -64,9 +64,7 @@ void attention_forward(const ConstTensorView& q, const ConstTensorView& k, const
 
 void merge(const ConstPartial& a, const ConstPartial& b, const Partial& result, int threads, void* stream) {
   internal::validate_merge(a, b, result);
-  if (threads < 0) {
-    internal::fail_argument("threads", std::int64_t{threads}, "0 (the default) or more");
-  }
+  internal::check_threads(threads);
   if (result.out.device.kind == DeviceKind::cuda) {
     internal::require_merge_on_device(a, b, result);
     internal::device_merge(std::array{a, b}, result, stream);

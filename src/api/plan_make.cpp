@@ -38,9 +38,7 @@ void refuse_cache_backward(const Problem& problem, Pass pass) {
 Plan Plan::make(const Problem& problem, Pass pass, const PlanOptions& options) {
   const PlanOptions chosen = with_environment(options);
   validate(problem);
-  if (chosen.threads < 0) {
-    internal::fail_argument("threads", std::int64_t{chosen.threads}, "0 (the default) or more");
-  }
+  internal::check_threads(chosen.threads);
   refuse_cache_backward(problem, pass);
   internal::Selection selection =
       internal::select(candidates(chosen), lower_mask_function(problem, chosen.threads), pass, chosen);

@@ -19,6 +19,13 @@ void fail_argument(std::string_view argument, double value, std::string_view acc
   fail_argument(argument, std::string_view(to_text(value)), accepted);
 }
 
+void check_threads(int threads) {
+  constexpr int kMost = 4096;
+  if (threads < 0 || threads > kMost) {
+    fail_argument("threads", std::int64_t{threads}, "0 (the default) to 4096");
+  }
+}
+
 std::string to_text(double value) {
   std::array<char, 32> buffer{};
   const auto result = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::general, 6);

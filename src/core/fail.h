@@ -14,6 +14,9 @@ namespace tessera::internal {
 [[noreturn]] void fail_argument(std::string_view argument, std::int64_t value, std::string_view accepted);
 [[noreturn]] void fail_argument(std::string_view argument, double value, std::string_view accepted);
 
+// Throws Error unless `threads` is 0, which stands for the default, or a number that a process may start.
+void check_threads(int threads);
+
 std::string to_text(double value);
 
 // a * b and a + b; throws Error(invalid_argument) that names `what` on overflow of int64.

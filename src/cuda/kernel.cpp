@@ -136,6 +136,7 @@ const Kernel& Kernel::load(int device, const KernelImage& image, std::string_vie
   check(d.function_attribute(&static_shared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle), "cuFuncGetAttribute");
   check(d.function_set_attribute(handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most_shared - static_shared),
         "cuFuncSetAttribute");
+  kernel.compiled_ = !exists(image.name);
   kernel.function_ = handle;
   return kernel;
 }

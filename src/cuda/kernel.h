@@ -53,6 +53,8 @@ class Kernel {
 
   int registers() const { return registers_; }
   int spill_bytes() const { return spill_bytes_; }
+  // Whether it is not of the build.
+  bool compiled() const { return compiled_; }
 
  private:
   static const Kernel& load(int device, const KernelImage& image, std::string_view function);
@@ -62,6 +64,7 @@ class Kernel {
   int registers_ = 0;
   int spill_bytes_ = 0;
   int ptx_version_ = 0;
+  bool compiled_ = false;
 };
 
 }  // namespace tessera::internal

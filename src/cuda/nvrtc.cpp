@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "cuda/jit/unavailable.h"
 #include "tessera/error.h"
 
 namespace tessera::internal {
@@ -236,30 +237,13 @@ class Nvrtc final : public KernelCompiler {
   std::string missing_;
 };
 
-class SwitchedOff final : public KernelCompiler {
- public:
-  std::optional<std::string> unavailable() const override { return "TESSERA_JIT is off"; }
-  std::string identity() const override { return "none"; }
-  std::vector<std::byte> compile(const CompileJob& /*job*/) const override {
-    throw Error(ErrorCode::internal, "TESSERA_JIT is off");
-  }
-};
-
-// The variable's value counts at each call: it is a switch of the process, not of the machine.
-bool switched_off() {
-  const char* const value = std::getenv("TESSERA_JIT");
-  return value != nullptr && (std::string_view(value) == "off" || std::string_view(value) == "0");
-}
-
 }  // namespace
 
 const KernelCompiler& nvrtc() {
-  static const SwitchedOff off;
-  if (switched_off()) {
-    return off;
-  }
-  static const Nvrtc compiler;
-  return compiler;
+  return unless_switched_off([]() -> const KernelCompiler& {
+    static const Nvrtc compiler;
+    return compiler;
+  });
 }
 
 }  // namespace tessera::internal

@@ -188,6 +188,7 @@ class LocalCommunicator final : public Communicator {
   std::unique_ptr<PendingTransfer> start(const std::tuple<int, int, int>& address, const End& end, bool sends) {
     std::unique_lock lock(world_->mutex);
     world_->require_sound();
+    internal::CopyStream* const stream = end.ready ? &copy_stream(std::get<1>(address), std::get<2>(address)) : nullptr;
     Lane& lane = world_->lanes[address];
     auto& own = sends ? lane.sends : lane.receives;
     auto& others = sends ? lane.receives : lane.sends;
@@ -209,23 +210,23 @@ class LocalCommunicator final : public Communicator {
     others.pop_front();
     End& mine = transfer->end();
     mine.state = other.state = End::State::copying;
-    if (mine.ready) {
-      try {
-        copy_between_devices(address, sends ? mine : other, sends ? other : mine);
-      } catch (const Error& error) {
-        mine.state = other.state = End::State::posted;
-        world_->fail("rank " + std::to_string(rank_) + " failed: " + error.what());
-        lock.unlock();
-        transfer.reset();
-        throw;
-      }
-    } else {
-      lock.unlock();
-      if (mine.bytes > 0) {
+    // Both ends wait for it to be done, and calls of the driver would hold up the other ranks.
+    lock.unlock();
+    try {
+      if (stream != nullptr) {
+        copy_between_devices(address, sends ? mine : other, sends ? other : mine, *stream);
+      } else if (mine.bytes > 0) {
         std::memcpy(sends ? other.target : mine.target, sends ? mine.source : other.source, mine.bytes);
       }
+    } catch (const Error& error) {
       lock.lock();
+      mine.state = other.state = End::State::posted;
+      world_->fail("rank " + std::to_string(rank_) + " failed: " + error.what());
+      lock.unlock();
+      transfer.reset();
+      throw;
     }
+    lock.lock();
     mine.finished = other.finished = PendingTransfer::Clock::now();
     mine.state = other.state = End::State::done;
     world_->changed.notify_all();
@@ -245,22 +246,26 @@ class LocalCommunicator final : public Communicator {
     return end;
   }
 
-  // Under the lock: it takes microseconds.
-  void copy_between_devices(const std::tuple<int, int, int>& address, End& from, End& to) const {
-    const auto& [sender, receiver, channel] = address;
-    const int source = world_->devices[static_cast<std::size_t>(sender)].index;
-    const int target = world_->devices[static_cast<std::size_t>(receiver)].index;
+  // Made when it is first asked for, with World::mutex held.
+  internal::CopyStream& copy_stream(int receiver, int channel) const {
     auto& stream = world_->streams[static_cast<std::size_t>(receiver)][static_cast<std::size_t>(channel)];
     if (!stream) {
-      stream = std::make_unique<internal::CopyStream>(target);
+      stream = std::make_unique<internal::CopyStream>(world_->devices[static_cast<std::size_t>(receiver)].index);
     }
+    return *stream;
+  }
+
+  void copy_between_devices(const std::tuple<int, int, int>& address, End& from, End& to,
+                            internal::CopyStream& stream) const {
+    const int source = world_->devices[static_cast<std::size_t>(std::get<0>(address))].index;
+    const int target = stream.device();
     auto started = std::make_shared<internal::DeviceEvent>(target);
     auto copied = std::make_shared<internal::DeviceEvent>(target);
-    from.ready->hold(target, stream->handle());
-    to.ready->hold(target, stream->handle());
-    started->record(stream->handle());
-    stream->copy(to.target, target, from.source, source, to.bytes);
-    copied->record(stream->handle());
+    from.ready->hold(target, stream.handle());
+    to.ready->hold(target, stream.handle());
+    started->record(stream.handle());
+    stream.copy(to.target, target, from.source, source, to.bytes);
+    copied->record(stream.handle());
     from.copied = to.copied = copied;
     from.started = to.started = started;
   }

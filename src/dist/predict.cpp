@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "core/fail.h"
 #include "dist/fuse.h"
+#include "dist/rank_work.h"
 #include "dist/ring_program.h"
 
 namespace tessera {
@@ -79,13 +81,14 @@ double rate_of(const internal::SubProblem& part, const ClusterRates& rates) {
 }
 
 // Bytes that sums of partial results move: see Gathered. On the CPU each result is float32 and is added at once; on a GPU
-// results are written in 16 bits, wait in two slots, and are read when these are full or the pass ends.
+// results are written in 16 bits, wait in slots, and are read when these are full or the pass ends.
 class SumBytes {
  public:
   SumBytes(const internal::RingGroup& group, bool on_cpu)
       : whole_(group.whole),
         backward_(group.pass == Pass::backward),
         on_cpu_(on_cpu),
+        slots_(internal::staying_slots(group, on_cpu ? DeviceKind::cpu : DeviceKind::cuda)),
         term_(on_cpu ? kFloat : static_cast<double>(dtype_bytes(whole_.dtype))),
         output_(static_cast<double>(dtype_bytes(whole_.out_dtype()))) {}
 
@@ -93,7 +96,7 @@ class SumBytes {
   double begin(const Problem& own) const { return backward_ ? elements(own, true, whole_.dim_v) * 2 * output_ : 0; }
   // Of the result of one part that stays, `before` others were there.
   double stays(const Problem& part, bool queries, int before) const {
-    const bool waits = before < (on_cpu_ ? 1 : kSlots);
+    const bool waits = before < slots_;
     return waits ? 0 : rows(part, queries) * (term_ + (on_cpu_ ? 2 * kFloat : kFloat));
   }
   // This rank's share of what travels and what has come with the block, into what goes on.
@@ -105,7 +108,7 @@ class SumBytes {
   }
   // What stays, into the output.
   double end(const Problem& own, bool queries, int terms) const {
-    const double read = on_cpu_ ? kFloat : terms <= kSlots ? terms * term_ : kFloat + term_;
+    const double read = on_cpu_ ? kFloat : terms <= slots_ ? terms * term_ : kFloat + term_;
     return rows(own, queries) * (read + output_);
   }
   // The gradients that have come home and the own share of them, into the output.
@@ -115,7 +118,6 @@ class SumBytes {
 
  private:
   static constexpr double kFloat = 4;
-  static constexpr int kSlots = 2;
 
   static double elements(const Problem& part, bool queries, std::int64_t dim) {
     return static_cast<double>(part.batch * (queries ? part.seq_q * part.heads_q : part.seq_k * part.heads_kv) * dim);
@@ -128,6 +130,7 @@ class SumBytes {
   const Problem& whole_;
   bool backward_;
   bool on_cpu_;
+  int slots_;
   double term_;
   double output_;
 };
@@ -145,6 +148,7 @@ struct Rank {
   Link network_link;
   bool ring_crosses_nodes = false;  // a flat ring over several nodes
   double sum_arrives = 0;           // of this step's block, from the previous local rank
+  double back_arrives = 0;          // of the own block, to be awaited beside the next node's first block
   double node_block_arrives = 0;
   double collected_arrives = 0;
 
@@ -258,6 +262,9 @@ class Simulation {
             rank.send_along_ring(begin, group_.block_bytes(step.owner));
       }
       rank.clock += rank.step_seconds[index];
+      if (rank.back_arrives > 0) {
+        await(rank, std::exchange(rank.back_arrives, 0), group_.sum_bytes(rank.route.rank), rank.ring_crosses_nodes);
+      }
       if (step.receives_sum) {
         await(rank, rank.sum_arrives, group_.sum_bytes(step.owner), rank.ring_crosses_nodes);
       }
@@ -281,7 +288,9 @@ class Simulation {
     for (Rank& rank : ranks_) {
       const RouteCollect& collect = rank.route.collects[outer];
       rank.clock += group_.topology.nodes == 1 ? rank.closing_seconds : 0;
-      if (collect.receives_sum) {
+      if (collect.receives_sum && collect.owner == rank.route.rank && group_.topology.nodes > 1) {
+        rank.back_arrives = rank.sum_arrives;
+      } else if (collect.receives_sum) {
         await(rank, rank.sum_arrives, group_.sum_bytes(collect.owner), rank.ring_crosses_nodes);
       }
       if (collect.receives_collected) {

@@ -84,12 +84,20 @@ RankTasks::RankTasks(const RingGroup& group, const Route& route, const PlanOptio
   steps.push_back(std::move(closing));
 }
 
+int staying_slots(const RingGroup& group, DeviceKind device) {
+  if (device == DeviceKind::cpu) {
+    return 1;
+  }
+  constexpr int kMost = static_cast<int>(kMostTerms) - 1;  // beside the sum of those before
+  return group.pass == Pass::forward ? std::clamp(group.topology.ranks(), 2, kMost) : 2;
+}
+
 KeptMemory::KeptMemory(std::byte* memory, const RingGroup& group, int rank, Device device) {
   const Problem& whole = group.whole;
   const std::int64_t queries = group.query_layout.tokens(rank);
   const DType term = term_dtype(whole, device);
   const bool on_cpu = device.kind == DeviceKind::cpu;
-  const int staying_slots = on_cpu ? 1 : 2;
+  const int slots_of_each = staying_slots(group, device.kind);
   Layout layout(memory, device);
   if (group.pass == Pass::forward) {
     const auto take = [&](DType dtype) {
@@ -98,7 +106,7 @@ KeptMemory::KeptMemory(std::byte* memory, const RingGroup& group, int rank, Devi
     };
     sums = {take(DType::float32)};
     slots.resize(1);
-    for (int slot = 0; slot < staying_slots; ++slot) {
+    for (int slot = 0; slot < slots_of_each; ++slot) {
       slots[0].push_back(take(term));
     }
   } else {
@@ -127,7 +135,7 @@ KeptMemory::KeptMemory(std::byte* memory, const RingGroup& group, int rank, Devi
     };
     const bool travel = group.queries_travel;
     sums = take(!travel, DType::float32);
-    for (int slot = 0; slot < staying_slots; ++slot) {
+    for (int slot = 0; slot < slots_of_each; ++slot) {
       add_slot(slots, take(!travel, term));
     }
     own_sums = take(travel, DType::float32);

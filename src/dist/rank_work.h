@@ -21,6 +21,10 @@ struct RankTasks {
   const Tasks& closing() const { return steps.back(); }
 };
 
+// Slots for each tensor that stays at a rank. On a device the results of a forward pass over up to four ranks wait for one merge;
+// gradients, of which the kernels take longer, for two at a time.
+int staying_slots(const RingGroup& group, DeviceKind device);
+
 // Sums and slots of what stays at a rank. Without memory it counts. Partial::lse is absent in gradients.
 struct KeptMemory {
   KeptMemory(std::byte* memory, const RingGroup& group, int rank, Device device);

@@ -35,12 +35,18 @@ Mark Recorder::mark() const {
   return {{}, std::move(event)};
 }
 
+Mark Recorder::mark_of_wait() const { return counts_waits() ? mark() : Mark{}; }
+
+bool Recorder::counts_waits() const { return keep_ || communicator_.device().kind == DeviceKind::cpu; }
+
 void Recorder::computed(int step, int owner, const Mark& begin) {
   stretches_.push_back({{TimelineEvent::Kind::compute, step, owner, 0, 0, 0}, begin, mark()});
 }
 
 void Recorder::waited(int step, int owner, const Mark& begin) {
-  stretches_.push_back({{TimelineEvent::Kind::wait, step, owner, 0, 0, 0}, begin, mark()});
+  if (counts_waits()) {
+    stretches_.push_back({{TimelineEvent::Kind::wait, step, owner, 0, 0, 0}, begin, mark()});
+  }
 }
 
 void Recorder::received(int step, int owner, std::int64_t bytes, const Mark& posted, std::vector<Transfer> messages) {

@@ -21,6 +21,9 @@ class Recorder {
   Recorder(bool keep, const Communicator& communicator, void* stream);
 
   Mark mark() const;
+  // The begin of waited(). An event between two kernels costs a stream about two microseconds, and what a device waits for is
+  // what it does not compute: without a timeline there are none.
+  Mark mark_of_wait() const;
   void computed(int step, int owner, const Mark& begin);
   void waited(int step, int owner, const Mark& begin);
   // A receive that has been waited for. `posted` is when it was asked for.
@@ -41,6 +44,7 @@ class Recorder {
     Mark posted;
     std::vector<Transfer> messages;
   };
+  bool counts_waits() const;
   double seconds_at(PendingTransfer::Clock::time_point time) const;
   double seconds_at(const Mark& mark) const;
 

@@ -42,23 +42,20 @@ class RingEngine::Pass {
     const bool nested = route.topology.nodes > 1;
     std::size_t next = 0;
     for (int outer = 0; outer < route.topology.nodes; ++outer) {
-      start_outer(route.steps[next], route.collects[static_cast<std::size_t>(outer)]);
       for (int inner = 0; inner < route.topology.locals; ++inner, ++next) {
-        step(static_cast<int>(next), route.steps[next]);
+        step(static_cast<int>(next), route.steps[next], route.collects[static_cast<std::size_t>(outer)]);
       }
       finish_outer(route.collects[static_cast<std::size_t>(outer)], !nested);
     }
     if (nested) {
       Arrival home;
       if (route.home_from_node) {
-        home = receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, route.rank);
+        home = receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, route.rank, recorder_.mark(),
+                           stream_);
       }
       engine_.communicator_.flush();
       finish_own();
-      if (home.there()) {
-        await(home);
-        work_.add_to_own(engine_.arriving_collected_.get(), true);
-      }
+      add_to_own(home, engine_.arriving_collected_, true);
     }
     for (Departure* sent : {&sent_sums_[0], &sent_sums_[1], &sent_collected_}) {
       await(*sent, route.rank);
@@ -66,64 +63,74 @@ class RingEngine::Pass {
   }
 
  private:
-  // Transfers between nodes have the whole outer step of time.
-  void start_outer(const RouteStep& first, const RouteCollect& collect) {
+  // Messages of one step, of which those between nodes have the whole outer step of time. `before` is the point of the stream
+  // from which on their memory may be used.
+  void post(const RouteStep& step, const RouteCollect& collect, const Mark& before) {
     const Route& route = engine_.route_;
-    if (first.receives_block_of_node) {
-      arriving_node_block_ =
-          receive_block(route.previous_node, kNodeBlocks, block_slot(first.outer + 1, 0), first.next_node_owner);
+    void* const stream = engine_.stream_of_posts(before, stream_);
+    if (step.receives_block_of_node) {
+      arriving_node_block_ = receive_block(route.previous_node, kNodeBlocks, block_slot(step.outer + 1, 0),
+                                           step.next_node_owner, before, stream);
     }
-    if (first.sends_block_to_node) {
-      sent_node_block_ = send_block(route.next_node, kNodeBlocks, block_slot(first.outer, 0), first.owner);
+    if (step.sends_block_to_node) {
+      sent_node_block_ = send_block(route.next_node, kNodeBlocks, block_slot(step.outer, 0), step.owner, stream);
     }
-    if (collect.receives_collected) {
-      arriving_collected_ = receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, collect.owner);
+    if (step.inner == 0 && collect.receives_collected) {
+      arriving_collected_ =
+          receive_sum(route.previous_node, kCollected, engine_.arriving_collected_, collect.owner, before, stream);
     }
+    if (step.receives_block) {
+      arriving_block_ = receive_block(route.previous_local, kBlocks, block_slot(step.outer, step.inner + 1),
+                                      step.next_owner, before, stream);
+    }
+    if (step.sends_block) {
+      sent_block_ = send_block(route.next_local, kBlocks, block_slot(step.outer, step.inner), step.owner, stream);
+    }
+    if (step.receives_sum) {
+      arriving_sum_ = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, step.owner, before, stream);
+    }
+    engine_.communicator_.flush();
   }
 
-  void step(int index, const RouteStep& step) {
+  void step(int index, const RouteStep& step, const RouteCollect& collect) {
     const Route& route = engine_.route_;
     index_ = index;
     const Memory& block = block_slot(step.outer, step.inner);
-    Arrival next_block;
-    Departure sent_block;
-    Arrival sum_so_far;
-    if (step.receives_block) {
-      next_block =
-          receive_block(route.previous_local, kBlocks, block_slot(step.outer, step.inner + 1), step.next_owner);
+    Mark begin = recorder_.mark();
+    // A device has its work before hosts talk about messages. Not so a CPU, which would first finish it, nor where a collected
+    // sum still has to leave, which it does among the messages of this step.
+    const bool posts_first = engine_.posts_first_ || !sent_collected_.empty();
+    if (posts_first) {
+      post(step, collect, begin);
+      begin = recorder_.mark();
     }
-    if (step.sends_block) {
-      sent_block = send_block(route.next_local, kBlocks, block, step.owner);
-    }
-    if (step.receives_sum) {
-      sum_so_far = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, step.owner);
-    }
-    engine_.communicator_.flush();
     const bool own = step.owner == route.rank;
     const bool collects = step.inner == 0;
     const auto turn = static_cast<std::size_t>(step.inner & 1);
-    const bool sums = engine_.sums_ && !own && (collects || step.computes || sum_so_far.there());
+    const bool sums = engine_.sums_ && !own && (collects || step.computes || step.receives_sum);
     const Memory& sum = collects ? engine_.collected_sum_ : engine_.travelling_sums_[turn];
     if (sums) {  // what the memory held before has left
       await(collects ? sent_collected_ : sent_sums_[turn], step.owner);
     }
     if (step.computes) {
-      const Mark begin = recorder_.mark();
       work_.compute(index, own ? nullptr : block.get(), sums ? sum.get() : nullptr);
       recorder_.computed(index, step.owner, begin);
     }
+    if (!posts_first) {
+      post(step, collect, begin);
+    }
+    add_to_own(back_, engine_.arriving_sum_, false);
     if (sums) {
-      const bool arrives = sum_so_far.there();
-      await(sum_so_far);
-      const Mark begin = recorder_.mark();
-      work_.gather(index, sum.get(), arrives ? engine_.arriving_sum_.get() : nullptr);
-      recorder_.computed(index, step.owner, begin);
+      await(arriving_sum_);
+      const Mark arrived = recorder_.mark();
+      work_.gather(index, sum.get(), step.receives_sum ? engine_.arriving_sum_.get() : nullptr);
+      recorder_.computed(index, step.owner, arrived);
     }
     if (step.sends_sum) {
       sent_sums_[turn] = send_sum(route.next_local, kSums, sum, step.owner);
     }
-    await(next_block);
-    await(sent_block, step.owner);
+    await(arriving_block_);
+    await(sent_block_, step.owner);
   }
 
   void finish_outer(const RouteCollect& collect, bool last) {
@@ -131,24 +138,20 @@ class RingEngine::Pass {
     const bool own = route.rank == collect.owner;
     Arrival back;
     if (collect.receives_sum) {
-      back = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, collect.owner);
+      back = receive_sum(route.previous_local, kSums, engine_.arriving_sum_, collect.owner, recorder_.mark(), stream_);
     }
     engine_.communicator_.flush();
     if (last) {
       finish_own();
     }
-    if (back.there()) {
-      await(back);
-      if (own) {
-        work_.add_to_own(engine_.arriving_sum_.get(), last);
-      } else {
-        add_floats(engine_.arriving_sum_, engine_.collected_sum_, collect.owner);
-      }
+    if (own && !last) {
+      back_ = std::move(back);  // comes beside the first step of the next node's blocks, which need none of its memory
+    } else if (own) {
+      add_to_own(back, engine_.arriving_sum_, true);
+    } else {
+      collect_from(back, engine_.arriving_sum_);
     }
-    if (arriving_collected_.there()) {
-      await(arriving_collected_);
-      add_floats(engine_.arriving_collected_, engine_.collected_sum_, collect.owner);
-    }
+    collect_from(arriving_collected_, engine_.arriving_collected_);
     if (collect.sends_collected) {
       sent_collected_ = send_sum(route.next_node, kCollected, engine_.collected_sum_, collect.owner);
     }
@@ -177,39 +180,56 @@ class RingEngine::Pass {
     return engine_.bytes_.block[static_cast<std::size_t>(owner)];
   }
 
-  void add_floats(const Memory& source, const Memory& target, int owner) const {
-    const std::int64_t count = sum_bytes(owner) / std::int64_t{sizeof(float)};
-    const Device device = engine_.communicator_.device();
-    const TensorView to(target.get(), DType::float32, {count}, device);
-    sum(std::to_array<ConstTensorView>({to, ConstTensorView(source.get(), DType::float32, {count}, device)}), to,
-        stream_);
+  void add_to_own(Arrival& arrival, const Memory& memory, bool stays) {
+    if (!arrival.there()) {
+      return;
+    }
+    await(arrival);
+    const Mark begin = recorder_.mark();
+    work_.add_to_own(memory.get(), stays);
+    recorder_.computed(index_, arrival.owner, begin);
   }
 
-  Arrival receive_block(int from, Channel channel, const Memory& slot, int owner) {
-    Arrival arrival{{}, recorder_.mark(), owner, engine_.bytes_.of_block(owner)};
+  // Adds gradients of another node's block to what this node has.
+  void collect_from(Arrival& arrival, const Memory& memory) {
+    if (!arrival.there()) {
+      return;
+    }
+    await(arrival);
+    const std::int64_t count = sum_bytes(arrival.owner) / std::int64_t{sizeof(float)};
+    const Device device = engine_.communicator_.device();
+    const TensorView to(engine_.collected_sum_.get(), DType::float32, {count}, device);
+    const Mark begin = recorder_.mark();
+    sum(std::to_array<ConstTensorView>({to, ConstTensorView(memory.get(), DType::float32, {count}, device)}), to,
+        stream_);
+    recorder_.computed(index_, arrival.owner, begin);
+  }
+
+  Arrival receive_block(int from, Channel channel, const Memory& slot, int owner, const Mark& posted, void* stream) {
+    Arrival arrival{{}, posted, owner, engine_.bytes_.of_block(owner)};
     std::byte* memory = slot.get();
     for (const std::int64_t bytes : block_messages(owner)) {
       arrival.transfers.push_back(
-          engine_.communicator_.receive(from, channel, {memory, static_cast<std::size_t>(bytes)}, stream_));
+          engine_.communicator_.receive(from, channel, {memory, static_cast<std::size_t>(bytes)}, stream));
       memory += bytes;
     }
     return arrival;
   }
-  Departure send_block(int to, Channel channel, const Memory& slot, int owner) {
+  Departure send_block(int to, Channel channel, const Memory& slot, int owner, void* stream) {
     Departure departure;
     const std::byte* memory = slot.get();
     for (std::size_t n = 0; n < block_messages(owner).size(); ++n) {
       const auto bytes = static_cast<std::size_t>(block_messages(owner)[n]);
       const std::span<const std::byte> message = owner == engine_.route_.rank ? own_[n] : std::span(memory, bytes);
-      departure.push_back(engine_.communicator_.send(to, channel, message, stream_));
+      departure.push_back(engine_.communicator_.send(to, channel, message, stream));
       memory += bytes;
     }
     return departure;
   }
-  Arrival receive_sum(int from, Channel channel, const Memory& slot, int owner) {
-    Arrival arrival{{}, recorder_.mark(), owner, sum_bytes(owner)};
-    arrival.transfers.push_back(engine_.communicator_.receive(
-        from, channel, {slot.get(), static_cast<std::size_t>(sum_bytes(owner))}, stream_));
+  Arrival receive_sum(int from, Channel channel, const Memory& slot, int owner, const Mark& posted, void* stream) {
+    Arrival arrival{{}, posted, owner, sum_bytes(owner)};
+    arrival.transfers.push_back(
+        engine_.communicator_.receive(from, channel, {slot.get(), static_cast<std::size_t>(sum_bytes(owner))}, stream));
     return arrival;
   }
   Departure send_sum(int to, Channel channel, const Memory& slot, int owner) {
@@ -223,7 +243,7 @@ class RingEngine::Pass {
     if (departure.empty()) {
       return;
     }
-    const Mark begin = recorder_.mark();
+    const Mark begin = recorder_.mark_of_wait();
     for (Transfer& transfer : departure) {
       transfer.wait(stream_);
     }
@@ -234,7 +254,7 @@ class RingEngine::Pass {
     if (!arrival.there()) {
       return;
     }
-    const Mark begin = recorder_.mark();
+    const Mark begin = recorder_.mark_of_wait();
     for (Transfer& transfer : arrival.transfers) {
       transfer.wait(stream_);
     }
@@ -250,8 +270,12 @@ class RingEngine::Pass {
   Recorder& recorder_;
   void* stream_;
   int index_ = 0;
+  Arrival arriving_block_;
+  Arrival arriving_sum_;
+  Departure sent_block_;
   Arrival arriving_node_block_;
   Arrival arriving_collected_;
+  Arrival back_;  // gradients of the own block from its own node
   Departure sent_node_block_;
   Departure sent_collected_;
   std::array<Departure, 2> sent_sums_;
@@ -267,6 +291,7 @@ RingEngine::RingEngine(Route route, MessageBytes bytes, Communicator& communicat
   }
   const bool rings = route_.topology.locals > 1;
   const bool nodes = route_.topology.nodes > 1;
+  posts_first_ = !on_device() || communicator.transfers_are_kernels();
   sums_ = !bytes_.sum.empty();
   inner_blocks_ = {allocate(block, rings || !nodes), allocate(block, rings)};
   node_blocks_ = {allocate(block, nodes), allocate(block, nodes)};
@@ -282,6 +307,20 @@ RingEngine::Memory RingEngine::allocate(std::int64_t bytes, bool wanted) {
   }
   memory_bytes_ += bytes;
   return communicator_.allocate(bytes);
+}
+
+bool RingEngine::on_device() const { return communicator_.device().kind == DeviceKind::cuda; }
+
+void* RingEngine::stream_of_posts(const Mark& before, void* stream) {
+  if (!on_device()) {
+    return stream;
+  }
+  const int device = communicator_.device().index;
+  if (!posts_) {
+    posts_ = std::make_unique<CopyStream>(device);
+  }
+  before.event->hold(device, posts_->handle());
+  return posts_->handle();
 }
 
 std::byte* RingEngine::own_block() const {

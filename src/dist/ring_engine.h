@@ -2,9 +2,11 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "cuda/stream.h"
 #include "dist/recorder.h"
 #include "dist/route.h"
 #include "tessera/communicator.h"
@@ -60,12 +62,17 @@ class RingEngine {
   class Pass;
 
   Memory allocate(std::int64_t bytes, bool wanted);
+  bool on_device() const;
+  // For messages whose memory may be used from `before` on, a point of `stream`, which already has more work.
+  void* stream_of_posts(const Mark& before, void* stream);
 
   Route route_;
   MessageBytes bytes_;
   Communicator& communicator_;
   std::int64_t memory_bytes_ = 0;
+  bool posts_first_ = false;  // before the kernels of a step
   bool sums_ = false;
+  std::unique_ptr<CopyStream> posts_;  // on a device
   std::array<Memory, 2> inner_blocks_;
   std::array<Memory, 2> node_blocks_;  // with several nodes: what inner step 0 works on
   std::array<Memory, 2> travelling_sums_;

@@ -8,10 +8,13 @@
 
 #include "core/half.h"
 #include "cuda/blocks.h"
+#include "cuda/common/blocks.h"
 
 namespace tessera::internal {
 
 namespace {
+
+static_assert(kMostTerms == BlockSum::kMostTerms && kMostTerms == BlockMerge::kMostTerms);
 
 // Shapes with four axes, the missing ones in front.
 struct Walk {

@@ -30,7 +30,7 @@ BasicTensorView<Void> slice(const BasicTensorView<Void>& view, int axis, Range r
 
 // target = terms[0] + .. in float32, one to kMostTerms tensors of the same shape, up to four axes, which may be the target
 // itself. One term is converted, or copied where the dtypes agree.
-inline constexpr std::size_t kMostTerms = 3;
+inline constexpr std::size_t kMostTerms = 5;
 void sum(std::span<const ConstTensorView> terms, const TensorView& target, void* stream = nullptr);
 inline void convert(const ConstTensorView& source, const TensorView& target, void* stream = nullptr) {
   sum({&source, 1}, target, stream);

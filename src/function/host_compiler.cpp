@@ -17,6 +17,7 @@
 #include <sstream>
 #include <system_error>
 
+#include "cuda/jit/unavailable.h"
 #include "tessera/error.h"
 
 extern char** environ;
@@ -203,27 +204,13 @@ class HostCompiler final : public KernelCompiler {
   }
 };
 
-// TESSERA_JIT=off, which counts at each call as it does for kernels.
-class SwitchedOff final : public KernelCompiler {
- public:
-  std::optional<std::string> unavailable() const override { return "TESSERA_JIT is off"; }
-  std::string identity() const override { return "none"; }
-  std::vector<std::byte> compile(const CompileJob& /*job*/) const override {
-    throw Error(ErrorCode::internal, "TESSERA_JIT is off");
-  }
-};
-
-bool switched_off() {
-  const char* const value = std::getenv("TESSERA_JIT");
-  return value != nullptr && (std::string_view(value) == "off" || std::string_view(value) == "0");
-}
-
 }  // namespace
 
 const KernelCompiler& host_compiler() {
-  static const SwitchedOff off;
-  static const HostCompiler compiler;
-  return switched_off() ? static_cast<const KernelCompiler&>(off) : compiler;
+  return unless_switched_off([]() -> const KernelCompiler& {
+    static const HostCompiler compiler;
+    return compiler;
+  });
 }
 
 }  // namespace tessera::internal

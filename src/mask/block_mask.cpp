@@ -166,6 +166,11 @@ BlockMask combine(const BlockMask& a, const BlockMask& b, const Combine& combine
 
 BlockMask BlockMask::from_function(const BlockGrid& grid, const std::function<bool(std::int64_t, std::int64_t)>& keep) {
   internal::validate(grid);
+  constexpr std::int64_t kMostBlocks = std::int64_t{1} << 32;  // asking about each takes some ten seconds then
+  if (grid.rows() * grid.columns() > kMostBlocks) {
+    internal::fail_argument("grid", std::to_string(grid.rows()) + " x " + std::to_string(grid.columns()) + " blocks",
+                            "2^32 blocks at most, or from_csr, which takes the kept ones alone");
+  }
   BlockPatternBuilder builder(grid);
   for (std::int64_t row = 0; row < grid.rows(); ++row) {
     for (std::int64_t column = 0; column < grid.columns(); ++column) {

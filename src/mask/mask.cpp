@@ -11,10 +11,10 @@ Mask Mask::causal(Alignment alignment) { return window(kUnlimited, 0, alignment)
 
 Mask Mask::window(std::int64_t left, std::int64_t right, Alignment alignment) {
   if (left < 0) {
-    internal::fail_argument("window left", left, "0 or more, or Mask::kUnlimited");
+    internal::fail_argument("window left", left, "0 or more, or unlimited");
   }
   if (right < 0) {
-    internal::fail_argument("window right", right, "0 or more, or Mask::kUnlimited");
+    internal::fail_argument("window right", right, "0 or more, or unlimited");
   }
   Mask mask;
   mask.left_ = left;

@@ -52,6 +52,7 @@ struct CopyOperation : internal::DeviceMessage {
   Transfer offer_transfer;
   Transfer token_transfer;
   std::unique_ptr<DeviceEvent> copied;  // of a sender
+  bool flushed = false;
   bool started = false;
   Clock::time_point arrived;
 };
@@ -82,12 +83,16 @@ class CopyEngine {
 
   void flush() {
     if (!posted_.empty()) {
-      groups_.push_back(posted_.take());
+      for (const auto& operation : groups_.emplace_back(posted_.take())) {
+        operation->flushed = true;
+      }
     }
   }
 
   void wait(CopyOperation& operation, void* stream) {
-    flush();
+    if (!operation.flushed) {  // else what was posted since belongs to a later group, at the other end too
+      flush();
+    }
     while (!operation.started) {
       const std::vector<std::shared_ptr<CopyOperation>> group = std::move(groups_.front());
       groups_.pop_front();
@@ -356,12 +361,15 @@ std::optional<std::string> copies_missing(Communicator& control, const Device& d
   if (auto failure = failure_of(all)) {
     return failure;
   }
-  if (all.size() > 1) {
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    if (static_cast<int>(rank) == control.rank()) {
+      continue;
+    }
     try {
-      const internal::OpenedMemory of_next(device.index,
-                                           all[static_cast<std::size_t>(control.rank() + 1) % all.size()].key);
+      const internal::OpenedMemory theirs(device.index, all[rank].key);
     } catch (const Error& error) {
-      note(error.what());
+      note("memory of rank " + std::to_string(rank) + ": " + error.what());
+      break;
     }
   }
   return failure_of(cards());  // nobody frees a probe that another one has open

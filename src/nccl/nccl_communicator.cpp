@@ -283,6 +283,7 @@ class NcclCommunicator final : public Communicator {
   Device device() const override { return device_; }
   Memory allocate(std::int64_t bytes) override { return internal::allocate_on_device(device_.index, bytes); }
   void flush() override { engine_->flush(); }
+  bool transfers_are_kernels() const override { return true; }
   std::optional<std::string> failure() const override { return engine_->control().failure(); }
 
  protected:

@@ -122,7 +122,7 @@ void write_kernel(std::ostream& out, const KernelFacts& kernel) {
       << (kernel.waves > 0 ? ", " + decimal(kernel.waves) + " waves; " : "; ") << kernel.registers
       << " registers a thread, " << (kernel.spill_bytes == 0 ? "no" : std::to_string(kernel.spill_bytes) + " bytes of")
       << " spills, " << (kernel.shared_bytes == 0 ? "no" : bytes_text(static_cast<double>(kernel.shared_bytes)) + " of")
-      << " shared memory a block\n";
+      << " shared memory a block" << (kernel.compiled ? "; compiled at run time" : "") << "\n";
 }
 
 // On the CPU: the pairs that attend, at the share of the FMA peak that long sequences reach.

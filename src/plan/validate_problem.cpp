@@ -168,7 +168,22 @@ void validate_blocks(const Problem& problem) {
   }
 }
 
+// Sums of a position, the diagonal and a side of the band stay far below 2^63.
+void validate_band(const Mask& mask) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 60;
+  const std::int64_t diagonal = mask.alignment().kind == Alignment::Kind::at ? mask.alignment().diagonal : 0;
+  if (diagonal < -kMost || diagonal > kMost) {
+    fail_argument("mask diagonal", diagonal, "-2^60 to 2^60");
+  }
+  for (const auto& [name, side] : {std::pair{"window left", mask.left()}, std::pair{"window right", mask.right()}}) {
+    if (side != Mask::kUnlimited && side > kMost) {
+      fail_argument(name, side, "0 to 2^60, or unlimited");
+    }
+  }
+}
+
 void validate_mask(const Problem& problem) {
+  validate_band(problem.mask);
   if (problem.mask.has_blocks()) {
     validate_blocks(problem);
   }

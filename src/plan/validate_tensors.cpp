@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <span>
 #include <string>
 
 #include "core/fail.h"
@@ -162,6 +163,28 @@ void check_dbias(const Problem& problem, const ConstTensorView& dbias, const Dev
   check_tensor("dbias", dbias, {shape[0], shape[1], shape[2], shape[3]}, {dbias.dtype, device, true, true});
 }
 
+struct Named {
+  const char* name;
+  ConstTensorView view;
+};
+
+// Of outputs that overlap something those that begin where it does, which is how they are passed by mistake. Telling views
+// that only touch from others that take turns in one buffer would take a look at every element.
+void check_apart(std::span<const Named> inputs, std::span<const Named> outputs) {
+  const auto same = [](const Named& a, const Named& b) {
+    return a.view.data == b.view.data && a.view.elements() > 0 && b.view.elements() > 0;
+  };
+  for (std::size_t n = 0; n < outputs.size(); ++n) {
+    const auto check = [&](const Named& other) {
+      if (same(outputs[n], other)) {
+        fail_argument(outputs[n].name, std::string("the memory of ") + other.name, "memory of its own");
+      }
+    };
+    std::for_each(inputs.begin(), inputs.end(), check);
+    std::for_each(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(n), check);
+  }
+}
+
 }  // namespace
 
 void validate(const Problem& problem, const ForwardTensors& tensors, const Device& device) {
@@ -175,6 +198,9 @@ void validate(const Problem& problem, const ForwardTensors& tensors, const Devic
   }
   check_score(problem, tensors.score, device);
   check_cache(problem, tensors, device);
+  const std::array inputs{Named{"q", tensors.q}, Named{"k", tensors.k}, Named{"v", tensors.v}};
+  const std::array outputs{Named{"out", tensors.out}, Named{"lse", tensors.lse}};
+  check_apart(inputs, outputs);
 }
 
 void validate(const Problem& problem, const BackwardTensors& tensors, const Device& device) {
@@ -201,6 +227,12 @@ void validate(const Problem& problem, const BackwardTensors& tensors, const Devi
     }
     check_tensor("dsinks", tensors.dsinks, {problem.heads_q}, {statistics_dtype(problem), device, true, true});
   }
+  const std::array inputs{Named{"q", tensors.q},      Named{"k", tensors.k},     Named{"v", tensors.v},
+                          Named{"out", tensors.out},  Named{"lse", tensors.lse}, Named{"dout", tensors.dout},
+                          Named{"dlse", tensors.dlse}};
+  const std::array outputs{Named{"dq", tensors.dq}, Named{"dk", tensors.dk}, Named{"dv", tensors.dv},
+                           Named{"dbias", tensors.dbias}, Named{"dsinks", tensors.dsinks}};
+  check_apart(inputs, outputs);
 }
 
 void validate(const AppendTensors& tensors) {

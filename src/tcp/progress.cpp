@@ -14,132 +14,71 @@
 namespace tessera::internal {
 
 TcpProgress::TcpProgress(std::vector<Socket> sockets, int rank, std::chrono::milliseconds timeout)
-    : rank_(rank), timeout_(timeout), peers_(sockets.size()), signs_(sockets.size()), wake_(::eventfd(0, EFD_CLOEXEC)) {
+    : ProgressThread(rank, static_cast<int>(sockets.size()), timeout, true),
+      peers_(sockets.size()),
+      wake_(::eventfd(0, EFD_CLOEXEC)) {
   for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
     peers_[peer].socket = std::move(sockets[peer]);
-    signs_[peer].heard = Clock::now();
   }
-  thread_ = std::thread([this] { loop(); });
+  start();
 }
 
 TcpProgress::~TcpProgress() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    say({Frame::Kind::goodbye, 0, 0});
-  }
-  wake();
-  thread_.join();
+  stop();
   ::close(wake_);
 }
 
-void TcpProgress::add(const std::shared_ptr<TcpOperation>& operation) {
+void TcpProgress::add(const std::shared_ptr<HostMessage>& message) {
   const std::lock_guard lock(mutex_);
   require_sound();
-  Peer& peer = peers_[static_cast<std::size_t>(operation->peer)];
-  if (operation->sends) {
-    peer.outgoing.push_back({{Frame::Kind::data, operation->channel, operation->bytes}, operation, {}, 0});
+  Peer& peer = peers_[static_cast<std::size_t>(message->peer)];
+  if (message->sends) {
+    peer.outgoing.push_back({{Frame::Kind::data, message->channel, message->bytes}, message, {}, 0});
     wake();
     return;
   }
-  Lane& lane = peer.lanes[static_cast<std::size_t>(operation->channel)];
+  Lane& lane = peer.lanes[static_cast<std::size_t>(message->channel)];
   if (lane.early.empty()) {
-    lane.receives.push_back(operation);
+    lane.receives.push_back(message);
     return;
   }
   const std::vector<std::byte> early = std::move(lane.early.front());
   lane.early.pop_front();
-  deliver(*operation, early);
+  deliver(*message, early);
   require_sound();
 }
 
-void TcpProgress::wait(TcpOperation& operation) {
-  std::unique_lock lock(mutex_);
-  const auto deadline = Clock::now() + timeout_;
-  waiting_for_ = operation.peer;
-  while (!operation.done && failure_.empty()) {
-    if (signs_[static_cast<std::size_t>(operation.peer)].left) {
-      fail("rank " + std::to_string(operation.peer) + " left before its work was done");
-    } else if (news_.wait_until(lock, deadline) == std::cv_status::timeout && !operation.done && failure_.empty()) {
-      fail("rank " + std::to_string(culprit()) + " was silent for " +
-           to_text(std::chrono::duration<double>(timeout_).count()) + " s, as rank " + std::to_string(rank_) +
-           " found");
-    }
+void TcpProgress::announce() {
+  for (Peer& peer : peers_) {  // what has not begun does not go out before the news
+    std::erase_if(peer.outgoing, [](const Outgoing& frame) { return frame.sent == 0; });
   }
-  waiting_for_ = -1;
-  if (!operation.done) {
-    require_sound();
-  }
+  say({Frame::Kind::failure, 0, failure_.size()}, failure_);
 }
 
-void TcpProgress::cancel(const TcpOperation& operation) {
-  std::unique_lock lock(mutex_);
-  if (!operation.done) {
-    fail("rank " + std::to_string(rank_) + " failed: it took a transfer with rank " + std::to_string(operation.peer) +
-         " back");
-  }
-  news_.wait(lock, [&] { return operation.done || ended_; });
-}
+void TcpProgress::leave() { say({Frame::Kind::goodbye, 0, 0}); }
 
-void TcpProgress::spread(const std::string& failure) {
-  const std::lock_guard lock(mutex_);
-  fail(failure);
-}
-
-std::optional<std::string> TcpProgress::failure() {
-  const std::lock_guard lock(mutex_);
-  return failure_.empty() ? std::nullopt : std::optional(failure_);
-}
-
-TcpProgress::Clock::duration TcpProgress::interval() const {
-  return std::clamp<Clock::duration>(timeout_ / 16, std::chrono::milliseconds(5), std::chrono::seconds(1));
-}
-
-int TcpProgress::culprit() const {
-  const auto silent_since = Clock::now() - std::max<Clock::duration>(timeout_ / 2, 4 * interval());
-  return internal::culprit(signs_, rank_, waiting_for_, silent_since);
-}
-
-void TcpProgress::require_sound() const {
-  if (!failure_.empty()) {
-    throw Error(ErrorCode::peer, failure_);
-  }
-}
-
-void TcpProgress::wake() const {
+void TcpProgress::wake() {
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(wake_, &one, sizeof one);
 }
 
-void TcpProgress::fail(const std::string& text) {
-  if (failure_.empty()) {
-    failure_ = text;
-    for (Peer& peer : peers_) {  // what has not begun does not go out before the news
-      std::erase_if(peer.outgoing, [](const Outgoing& frame) { return frame.sent == 0; });
-    }
-    say({Frame::Kind::failure, 0, text.size()}, text);
-  }
-  news_.notify_all();
-  wake();
+void TcpProgress::fail_size(const HostMessage& message, std::size_t sent) {
+  fail("rank " + std::to_string(message.peer) + " sends " + std::to_string(sent) + " bytes, and rank " +
+       std::to_string(rank()) + " expects " + std::to_string(message.bytes));
 }
 
-void TcpProgress::fail_size(const TcpOperation& operation, std::size_t sent) {
-  fail("rank " + std::to_string(operation.peer) + " sends " + std::to_string(sent) + " bytes, and rank " +
-       std::to_string(rank_) + " expects " + std::to_string(operation.bytes));
-}
-
-void TcpProgress::deliver(TcpOperation& operation, const std::vector<std::byte>& early) {
-  if (early.size() != operation.bytes) {
-    fail_size(operation, early.size());
+void TcpProgress::deliver(HostMessage& message, const std::vector<std::byte>& early) {
+  if (early.size() != message.bytes) {
+    fail_size(message, early.size());
     return;
   }
-  std::copy(early.begin(), early.end(), operation.data);
-  finish(operation);
+  std::copy(early.begin(), early.end(), message.data);
+  finish(message);
 }
 
-void TcpProgress::finish(TcpOperation& operation) {
-  operation.finished = Clock::now();
-  operation.done = true;
+void TcpProgress::finish(HostMessage& message) {
+  message.finished = Clock::now();
+  message.done = true;
   news_.notify_all();
 }
 
@@ -174,29 +113,28 @@ bool TcpProgress::all_left() const {
   return true;
 }
 
-void TcpProgress::loop() {
+void TcpProgress::run() {
   auto next_sign = Clock::now();
-  std::optional<Clock::time_point> end;  // what is said by then is said
+  std::optional<Clock::time_point> until;  // what is said by then is said
   for (;;) {
     std::vector<pollfd> waiting{{wake_, POLLIN, 0}};
     std::vector<std::size_t> of;
     {
       const std::lock_guard lock(mutex_);
-      if (!failure_.empty() && !end) {
-        end = Clock::now() + std::max<Clock::duration>(interval(), std::chrono::milliseconds(200));
+      if (!failure_.empty() && !until) {
+        until = Clock::now() + farewell();
       }
-      const bool over = !failure_.empty() ? all_said() || Clock::now() > *end
+      const bool over = !failure_.empty() ? all_said() || Clock::now() > *until
                                           : stopping_ && all_said() && (all_left() || leaves_late());
       if (over && !ended_) {
-        ended_ = true;
-        news_.notify_all();
+        end();
         for (Peer& peer : peers_) {
           peer.outgoing.clear();
           ::shutdown(peer.socket.handle(), SHUT_WR);
         }
       }
       // A socket that closes with something unread takes back what it has sent: after a failure all read on to the end.
-      if (ended_ && (failure_.empty() || all_gone() || Clock::now() > *end)) {
+      if (ended_ && (failure_.empty() || all_gone() || Clock::now() > *until)) {
         return;
       }
       if (Clock::now() >= next_sign && failure_.empty() && !stopping_) {
@@ -259,7 +197,7 @@ void TcpProgress::write_to(std::size_t index) {
     while (out.sent < all) {
       const bool header = out.sent < sizeof(Frame);
       const std::byte* const body =
-          out.operation ? out.operation->data : reinterpret_cast<const std::byte*>(out.text.data());
+          out.message ? out.message->data : reinterpret_cast<const std::byte*>(out.text.data());
       const std::byte* const from =
           header ? reinterpret_cast<const std::byte*>(&out.frame) + out.sent : body + (out.sent - sizeof(Frame));
       const std::size_t most = header ? sizeof(Frame) - out.sent : all - out.sent;
@@ -273,8 +211,8 @@ void TcpProgress::write_to(std::size_t index) {
       }
       out.sent += static_cast<std::size_t>(sent);
     }
-    if (out.operation) {
-      finish(*out.operation);
+    if (out.message) {
+      finish(*out.message);
     }
     peer.outgoing.pop_front();
   }
@@ -328,13 +266,13 @@ void TcpProgress::begin_body(Peer& peer) {
   if (in.frame.kind == Frame::Kind::data) {
     Lane& lane = peer.lanes[static_cast<std::size_t>(in.frame.number) % Communicator::kChannels];
     if (!lane.receives.empty()) {
-      in.operation = lane.receives.front();
+      in.message = lane.receives.front();
       lane.receives.pop_front();
-      if (in.operation->bytes != in.frame.bytes) {
-        fail_size(*in.operation, in.frame.bytes);
+      if (in.message->bytes != in.frame.bytes) {
+        fail_size(*in.message, in.frame.bytes);
         return;
       }
-      in.target = in.operation->data;
+      in.target = in.message->data;
       return;
     }
   }
@@ -347,14 +285,14 @@ void TcpProgress::end_body(std::size_t index) {
   switch (in.frame.kind) {
     case Frame::Kind::data: {
       Lane& lane = peers_[index].lanes[static_cast<std::size_t>(in.frame.number) % Communicator::kChannels];
-      if (in.operation) {
-        finish(*in.operation);
+      if (in.message) {
+        finish(*in.message);
       } else if (lane.receives.empty()) {
         lane.early.push_back(std::move(in.early));
       } else {  // somebody has asked while it came
-        const std::shared_ptr<TcpOperation> operation = std::move(lane.receives.front());
+        const std::shared_ptr<HostMessage> message = std::move(lane.receives.front());
         lane.receives.pop_front();
-        deliver(*operation, in.early);
+        deliver(*message, in.early);
       }
       break;
     }

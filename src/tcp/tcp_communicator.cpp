@@ -10,67 +10,6 @@ namespace tessera {
 
 namespace {
 
-class TcpTransfer final : public PendingTransfer {
- public:
-  TcpTransfer(internal::TcpProgress& progress, std::shared_ptr<internal::TcpOperation> operation)
-      : progress_(progress), operation_(std::move(operation)) {}
-  ~TcpTransfer() override {
-    if (!done_) {
-      progress_.cancel(*operation_);
-    }
-  }
-  void wait(void* /*stream*/) override {
-    if (!done_) {
-      progress_.wait(*operation_);
-      done_ = true;
-    }
-  }
-  Clock::time_point finished_at() const override { return operation_->finished; }
-
- private:
-  internal::TcpProgress& progress_;
-  std::shared_ptr<internal::TcpOperation> operation_;
-  bool done_ = false;
-};
-
-class TcpCommunicator final : public Communicator {
- public:
-  explicit TcpCommunicator(const TcpOptions& options)
-      : rank_(options.rank), progress_(internal::meet(options), options.rank, options.communicator.timeout) {}
-
-  int rank() const override { return rank_; }
-  int size() const override { return progress_.size(); }
-  std::string name() const override { return "tcp"; }
-  std::optional<std::string> failure() const override { return progress_.failure(); }
-
- protected:
-  void spread(const std::string& failure) noexcept override { progress_.spread(failure); }
-  std::unique_ptr<PendingTransfer> start_send(int to, int channel, std::span<const std::byte> bytes,
-                                              void* /*stream*/) override {
-    // One Operation serves both directions.
-    return start(true, to, channel, const_cast<std::byte*>(bytes.data()), bytes.size());
-  }
-  std::unique_ptr<PendingTransfer> start_receive(int from, int channel, std::span<std::byte> bytes,
-                                                 void* /*stream*/) override {
-    return start(false, from, channel, bytes.data(), bytes.size());
-  }
-
- private:
-  std::unique_ptr<PendingTransfer> start(bool sends, int peer, int channel, std::byte* data, std::size_t bytes) {
-    auto operation = std::make_shared<internal::TcpOperation>();
-    operation->sends = sends;
-    operation->peer = peer;
-    operation->channel = channel;
-    operation->data = data;
-    operation->bytes = bytes;
-    progress_.add(operation);
-    return std::make_unique<TcpTransfer>(progress_, std::move(operation));
-  }
-
-  int rank_;
-  mutable internal::TcpProgress progress_;
-};
-
 int number_of(const char* name, int least, int most) {
   const char* text = std::getenv(name);
   const std::string accepted = std::to_string(least) + " to " + std::to_string(most);
@@ -122,7 +61,9 @@ TcpOptions tcp_options_from_environment() {
 
 std::unique_ptr<Communicator> tcp_communicator(const TcpOptions& options) {
   require(options);
-  return std::make_unique<TcpCommunicator>(options);
+  return std::make_unique<internal::ProgressCommunicator>(
+      "tcp",
+      std::make_unique<internal::TcpProgress>(internal::meet(options), options.rank, options.communicator.timeout));
 }
 
 }  // namespace tessera

@@ -1,9 +1,6 @@
 // The flags of devices, and what there is to say without one.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <iterator>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -11,6 +8,7 @@
 #include "cli/device_tensors.h"
 #include "cli/flag_values.h"
 #include "cli/measure.h"
+#include "cli/parse_flags.h"
 #include "cli/problem_flags.h"
 #include "cli/run_plan.h"
 #include "cuda/device.h"
@@ -22,22 +20,13 @@ namespace {
 constexpr Device kCuda{DeviceKind::cuda, 0};
 
 struct Parsed {
-  Problem problem;
   PlanOptions plan;
+  Problem problem;
 };
 
 Parsed parse(const std::string& line) {
-  ::CLI::App app;
-  ProblemFlags flags;
   Parsed parsed;
-  flags.add_shape(app);
-  flags.add_options(app);
-  add_plan_flags(app, parsed.plan, &flags);
-  std::istringstream words(line);
-  std::vector<std::string> arguments{std::istream_iterator<std::string>(words), {}};
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes vectors
-  app.parse(arguments);
-  parsed.problem = flags.problem();
+  parsed.problem = parse_flags(line, &parsed.plan).problem;
   return parsed;
 }
 

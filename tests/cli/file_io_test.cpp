@@ -83,6 +83,7 @@ TEST_F(FileIo, KnowsBeforehandWhereItCannotWrite) {
   EXPECT_EQ(files(), 0);
   expect_error(ErrorCode::io, {"missing"}, [&] { require_writable(folder_ / "missing" / "result"); });
   expect_error(ErrorCode::io, {"directory"}, [&] { require_writable(folder_); });
+  expect_error(ErrorCode::io, {"without a name"}, [&] { require_writable(""); });
 }
 
 }  // namespace

@@ -12,54 +12,6 @@ import unittest
 from program import PROGRAM, THREADS, ProgramTest, safetensors, tessera
 
 
-class BadFlags(ProgramTest):
-    def test_one_line_and_status_2(self):
-        cases = {
-            (): ["no command", "bench", "verify"],
-            ("benhc",): ["unknown command 'benhc'", "did you mean bench"],
-            ("conquer",): ["unknown command 'conquer'", "info, bench, verify, run, explain"],
-            ("--bogus",): ["unknown flag '--bogus'"],
-            ("bench", "--sqes", "5"): ["tessera bench", "unknown flag '--sqes'", "--seqs"],
-            ("verify", "stray"): ["unexpected argument 'stray'"],
-            ("verify", "--heads"): ["--heads", "no value"],
-            ("verify", "--dtype", "float8"): ["--dtype", "'float8'", "float32, bfloat16, float16"],
-            ("bench", "--seqs", "512,x"): ["--seqs", "'512,x'", "integers of 1 or more"],
-            ("bench", "--impls", "flash,magic"): ["--impls", "'flash,magic'", "reference"],
-            ("explain", "--isa", "mmx"): ["--isa", "'mmx'"],
-            ("verify", "--device", "gpu"): ["--device", "'gpu'", "cpu, cuda, cuda:0"],
-            ("verify", "--space", "h100"): ["--space", "'h100'", "all, sm90"],
-            ("verify", "--distributed", "ring", "--transport", "pigeon"): [
-                "--transport",
-                "'pigeon'",
-                "nccl, copy, host",
-            ],
-            ("explain", "--impl", "magic"): ["--impl", "'magic'", "flash, reference, standard"],
-            ("verify", "--heads", "6", "--kv-heads", "4"): ["--kv-heads", "4", "divisors"],
-            ("verify", "--lengths", "3", "--seq", "3"): ["--lengths", "--seq"],
-            ("bench", "--seqs", "16", "--seq", "16"): ["--seqs"],
-            ("bench", "--plot", "x.pdf"): ["--plot", "x.pdf", ".png or .svg", ".gp"],
-            ("verify", "--mask", "causal,butterfyl"): ["--mask", "'causal,butterfyl'", "butterfly[:DISTANCE]"],
-            ("verify", "--seq", "40", "--blocks", "x./.x"): ["--blocks", "x./.x", "1 rows of 1 blocks"],
-            ("verify", "--block-size", "20"): ["--block-size", "'20'", "multiples of 16"],
-            ("bench", "--densities", "0.5,1.5"): ["--densities", "'0.5,1.5'", "0 to 1"],
-            ("bench", "--densities", "0.5", "--seqs", "64"): ["--seqs", "--densities"],
-            ("bench", "--densities", "0.5", "--mask", "local:1"): ["--densities", "block mask"],
-            ("warm",): ["tessera warm", "--problems"],
-            ("run",): ["tessera run", "IN"],
-            ("run", "in.safetensors"): ["tessera run", "--out"],
-            ("run", "a", "--out", "b", "--mask", "diagonal"): ["--mask", "'diagonal'", "causal"],
-        }
-        for arguments, parts in cases.items():
-            with self.subTest(arguments=arguments):
-                self.assertEqual(self.fails(2, parts, *arguments).stdout, "")
-
-    def test_help_and_version(self):
-        self.assertRegex(self.succeeds("--version"), r"\Atessera \d+\.\d+\.\d+\n\Z")
-        for command in ("info", "bench", "verify", "run", "explain", "warm"):
-            self.assertIn(command, self.succeeds("--help"))
-            self.assertIn("tessera " + command, self.succeeds(command, "--help"))
-
-
 class Info(ProgramTest):
     def test_names_what_there_is(self):
         text = self.succeeds("info", "--peak")
@@ -323,6 +275,8 @@ class Ranks(ProgramTest):
         figures = self.folder / "other.json"
         figures.write_text("{}")
         self.fails(1, ["--measured", "other.json"], "plan", "--measured", figures)
+        figures.write_text("rates")
+        self.fails(1, ["--measured", "other.json", "not JSON", "byte 1"], "plan", "--measured", figures)
 
 
 class Devices(ProgramTest):

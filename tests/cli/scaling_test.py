@@ -37,6 +37,9 @@ class Scaling(unittest.TestCase):
                     self.assertEqual(set(cell[figures]), {"forward", "backward"}, (figures, cell))
                 self.assertGreater(cell["share"]["both"], 0)
                 self.assertIn(f"| {cell['tokens']} | {cell['heads']} | {cell['name']} |", output)
+            self.assertRegex(
+                output, rf"\n\| 4:1 \| 128 \| [0-9./ ]+( \| [0-9./ ]+ \([0-9/ ]+ %\)){{{len(schedules)}}} \|"
+            )
             # float32, dim 16: 2 b d Hkv a token forward, (2 b + 8) d Hkv and (2 b + 4) d Hq + 8 Hq backward.
             for name, heads, backward in (("ring zigzag", "4:4", 16 * 64), ("burst zigzag", "4:1", 12 * 64 + 32)):
                 cell = next(c for c in cells if (c["name"], c["tokens"], c["heads"]) == (name, 128, heads))

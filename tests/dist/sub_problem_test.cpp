@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "support/documents.h"
 #include "support/expect_error.h"
 #include "support/mask_oracle.h"
 
@@ -17,16 +18,6 @@ namespace {
 
 using internal::SubProblem;
 using Kind = SequenceLayout::Kind;
-
-Segments documents(std::int64_t batch, std::int64_t queries, std::int64_t keys) {
-  Segments segments;
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t i = 0; i < queries; ++i)
-      segments.query.push_back(static_cast<std::int32_t>(i * (b + 3) / queries));
-    for (std::int64_t j = 0; j < keys; ++j) segments.key.push_back(static_cast<std::int32_t>(j * (b + 3) / keys));
-  }
-  return segments;
-}
 
 // Pairs in no order, so that many blocks are partial.
 BlockMask scattered(const BlockGrid& grid, std::int64_t one_in) {
@@ -64,8 +55,8 @@ std::vector<Case> cases() {
   add("narrow_window", 24, 21, Mask::window(1, 0, Alignment::at(-2)));
   add("left_open", 17, 17, Mask::window(Mask::kUnlimited, 4, Alignment::top_left()));
   add("right_open", 17, 20, Mask::window(2, Mask::kUnlimited));
-  add("segments", 21, 24, Mask::segments(documents(2, 21, 24)));
-  add("causal_segments", 24, 24, Mask::causal() & Mask::segments(documents(2, 24, 24)));
+  add("segments", 21, 24, Mask::segments(test::documents(2, 21, 24)));
+  add("causal_segments", 24, 24, Mask::causal() & Mask::segments(test::documents(2, 24, 24)));
   add("fewer_tokens_than_ranks", 3, 2, Mask::causal());
   add("nothing_in_sight", 9, 9, Mask::causal(Alignment::at(-40)));
   add("key_lengths", 15, 18, Mask::causal());
@@ -79,7 +70,7 @@ std::vector<Case> cases() {
           std::array{random({160, 160, 32, 32}, 3), block_patterns::local({160, 160, 32, 32}, 0)})));
   all.back().problem.heads_q = 2;
   add("blocks_by_sequence", 96, 100,
-      Mask::causal() & Mask::segments(documents(2, 96, 100)) &
+      Mask::causal() & Mask::segments(test::documents(2, 96, 100)) &
           Mask::blocks(BlockMask::over_batch(std::array{random({96, 100, 16, 16}, 4), random({96, 100, 16, 16}, 5)})));
   all.back().problem.key_lengths = {100, 61};
   add("blocks_that_keep_all", 64, 64, Mask::causal() & Mask::blocks(block_patterns::local({64, 64, 16, 16}, 9)));

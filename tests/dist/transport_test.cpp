@@ -51,6 +51,21 @@ TEST_F(Transport, WithoutAGpuTheReasonIsTold) {
                      [] { copy_communicator(std::move(local_communicators(1)[0]), {kGpu, {}}); });
 }
 
+// Each refuses in its own words, by which it is known.
+TEST_F(Transport, TheOneThatIsNamedIsTaken) {
+  const auto take = [](DeviceTransport transport, Device device) {
+    return device_communicator(std::move(local_communicators(1)[0]), {device, {}}, transport);
+  };
+  test::expect_invalid({"device", "cpu", "process to process"}, [&] { take(DeviceTransport::copy, {}); });
+  test::expect_invalid({"device", "cpu", "NCCL"}, [&] { take(DeviceTransport::nccl, {}); });
+  test::expect_invalid({"device", "cpu", "host memory"}, [&] { take(DeviceTransport::staged, {}); });
+  test::expect_invalid({"device", "cpu", "process to process"}, [&] { take(DeviceTransport::automatic, {}); });
+  const std::string reason = cuda_info().unavailable;
+  if (!reason.empty()) {  // neither copies nor NCCL
+    test::expect_error(ErrorCode::unsupported, {reason}, [&] { take(DeviceTransport::automatic, kGpu); });
+  }
+}
+
 TEST_F(Transport, APlanForAnotherDeviceIsRefused) {
   Problem problem;
   problem.seq_q = problem.seq_k = 8;

@@ -107,6 +107,7 @@ std::vector<Case> cases() {
   add("dense", gpu_problem(333, 333, 4, 128), [](Problem& p) { p.heads_kv = 4; });
   add("causal", gpu_problem(517, 517, 4, 128, Mask::causal()), [](Problem& p) { p.batch = 2; });
   add("causal_one_key_head", gpu_problem(260, 260, 2, 64, Mask::causal()), [](Problem& p) { p.heads_kv = 1; });
+  add("causal_grouped_heads", gpu_problem(389, 389, 32, 128, Mask::causal()), [](Problem& p) { p.heads_kv = 8; });
   add("causal_more_keys", gpu_problem(200, 411, 4, 64, Mask::causal()), [](Problem&) {});
   add("window", gpu_problem(400, 400, 4, 128, Mask::window(70, 5)), [](Problem&) {});
   add("key_lengths", gpu_problem(300, 300, 4, 128, Mask::causal()), [](Problem& p) {
@@ -124,6 +125,10 @@ std::vector<Case> cases() {
       heads.push_back(block_patterns::random({500, 500, 48, 80}, 0.4, head));
     }
     p.mask = Mask::causal() & Mask::blocks(BlockMask::over_heads(heads));
+  });
+  add("causal_blocks_grouped_heads", gpu_problem(448, 448, 32, 128), [](Problem& p) {
+    p.heads_kv = 8;
+    p.mask = Mask::causal() & Mask::blocks(block_patterns::random({448, 448, 64, 64}, 0.5, 3));
   });
   add("alibi_softcap", gpu_problem(300, 300, 4, 128, Mask::causal()), [](Problem& p) {
     p.alibi = true;
@@ -171,7 +176,7 @@ TEST_P(GpuRing, EqualsOneDevice) {
   };
   for (const Kind layout : {Kind::contiguous, Kind::zigzag, Kind::striped}) {
     for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst}) {
-      for (const int ranks : {1, 2, 3, 5}) check(ranks, with(schedule, layout));
+      for (const int ranks : {1, 2, 3, 4, 5}) check(ranks, with(schedule, layout));
     }
     check(4, with(RingSchedule::double_ring, layout, 2));
     check(6, with(RingSchedule::double_ring, layout, 2));
@@ -197,6 +202,22 @@ TEST_F(GpuRanks, ErrorDoesNotGrowAndRunsAreBitwiseEqual) {
             << found[n].name << " over " << ranks;
       }
       EXPECT_TRUE(bitwise_equal(found, over_ranks(tensors, ranks, options))) << "over " << ranks;
+    }
+  }
+}
+
+// At lengths where every rank has many tiles of each kernel. Both sides round to 16 bits.
+TEST_F(GpuRanks, LongSequencesEqualOneDevice) {
+  Problem problem = gpu_problem(2048, 2048, 32, 128, Mask::causal());
+  problem.heads_kv = 8;
+  ProblemTensors tensors(problem, {});
+  const Outputs one = alone(tensors);
+  for (const RingSchedule schedule : {RingSchedule::ring, RingSchedule::burst, RingSchedule::double_ring}) {
+    const int ranks_per_node = schedule == RingSchedule::double_ring ? 2 : 0;
+    const Outputs found = over_ranks(tensors, 4, with(schedule, Kind::zigzag, ranks_per_node));
+    for (std::size_t n = 0; n < found.size(); ++n) {
+      EXPECT_LE(relative_error(found[n].values, one[n].values), 5e-3)
+          << found[n].name << ", " << schedule_name(schedule);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/function_form.h"
 #include "cuda/function_source.h"
 #include "cuda/nvrtc.h"
 #include "gpu/gpu_runs.h"
@@ -21,6 +22,7 @@ using test::gpu_problem;
 
 TESSERA_SCORE_FUNCTION(distance_bias, return s - params[i.head] * static_cast<float>(abs(i.query - i.key));)
 TESSERA_SCORE_FUNCTION(stepped_bias, return s - params[i.head] * abs(i.distance());)
+TESSERA_SCORE_FUNCTION(slope_bias, return s + params[i.head] * i.distance();)
 TESSERA_SCORE_FUNCTION(hand_softcap, return params[0] * tanh(s / params[0]);)
 TESSERA_SCORE_FUNCTION(t5_bias, const int distance = min(max(i.query - i.key, 0), 31);
                        return s + params[32 * i.head + distance];)
@@ -30,6 +32,10 @@ TESSERA_SCORE_FUNCTION(
     series, T sum = s; for (int n = 1; n < 20; ++n) {
       sum += params[n % 4] * sin(s + static_cast<float>(n * (i.query % 3))) / static_cast<float>(n + 2);
     } return sum;)
+TESSERA_SCORE_FUNCTION(expressions, const T cap(params[0]); T x = s / cap; x += 1; x *= 0.5F; x -= params[1]; x /= 2.0F;
+                       const T bent = s > 0.0F ? max(s, 0.1F) : min(s, x);
+                       const T kept = select(i.key % 3 == 0, s* s, -x);
+                       return 2.0F / (1.0F + exp(-abs(bent))) + kept * sigmoid(s) - floor(params[1] * 3.0F) * tanh(x);)
 TESSERA_SCORE_FUNCTION(root, return sqrt(1.0F + s * s) - log(1.5F + tanh(s)) + 0.01F * i.distance();)
 TESSERA_MASK_FUNCTION(documents,
                       return i.key <= i.query && static_cast<int>(params[i.key]) == static_cast<int>(params[i.query]);)
@@ -49,6 +55,44 @@ TEST(FunctionSource, LongFunctionsAreCalled) {
   EXPECT_TRUE(is_called("return sin(s);"));
   EXPECT_TRUE(is_called("/* a */ return pow (s, 2.0f); /*"));
   EXPECT_TRUE(is_called("return s" + std::string(400, '+') + "s;"));
+}
+
+// Code that has a version for dual numbers has none for what else stands in for float.
+TEST(FunctionSource, FunctionsThatNameDualNumbersTakeFloats) {
+  const auto is_generic = [](const std::string& body) {
+    Problem problem;
+    problem.score_function = ScoreFunction(
+        "template <class T> T half(T x) { return x / 2; }\n"
+        "template <class T> T score(T s, tessera::Index i, const float* params) {" +
+        body + "}");
+    return internal::function_source(problem).find("TESSERA_FUNCTION_IS_GENERIC 1") != std::string::npos;
+  };
+  EXPECT_TRUE(is_generic("return half(s);"));
+  EXPECT_TRUE(is_generic("return half(s); // not Dual"));
+  EXPECT_FALSE(is_generic("if constexpr (sizeof(T) == sizeof(tessera::Dual<float>)) return s; else return half(s);"));
+}
+
+TEST(FunctionSource, FunctionsThatAddAreKnownByTheirForm) {
+  const auto adds = [](const std::string& body) {
+    return internal::form_of("template <class T> T score(T s, tessera::Index i, const float* params) {" + body + "}")
+        .adds;
+  };
+  EXPECT_TRUE(adds("return s - params[i.head] * abs(i.distance());"));
+  EXPECT_TRUE(adds("return s + params[min(max(i.query - i.key, 0), 31)];"));
+  EXPECT_TRUE(adds("const float d = log(1.0F + abs(i.distance())); return s + (i.key < 3 ? d : -infinity);"));
+  EXPECT_FALSE(adds("return s;"));
+  EXPECT_FALSE(adds("return s * params[0];"));
+  EXPECT_FALSE(adds("return s + params[0] * s;"));
+  EXPECT_FALSE(adds("return s + params[0] > 0 ? 1 : 0;"));
+  EXPECT_FALSE(adds("return s + params[0], params[1];"));
+  EXPECT_FALSE(adds("return s + params[0] or i.key < 3;"));
+  EXPECT_FALSE(adds("return s++ + 1;"));
+  EXPECT_FALSE(adds("T t = s; return t + 1;"));
+  EXPECT_FALSE(adds("if (i.key > i.query) return -infinity; return s + 1;"));
+  EXPECT_FALSE(adds("\n#define f s\nreturn s + f;"));
+  EXPECT_FALSE(adds("return s + 1"));
+  EXPECT_TRUE(internal::form_of("return s + i . key;").names_positions);
+  EXPECT_FALSE(internal::form_of("return s + i.distance() * keys;").names_positions);
 }
 
 TEST(FunctionSource, NamesDependOnTheTextAlone) {
@@ -116,6 +160,24 @@ TEST_F(GpuFunctions, DerivativesAreThoseOfTheFunction) {
     check(with(problem, gate()));
   }
   check(with(ragged(problem), t5_bias(table(128, 0.1F))));
+}
+
+// Along any order of key tiles some of these grow by more than a maximum may lag behind.
+TEST_F(GpuFunctions, ScoresThatGrowFromTileToTile) {
+  for (const Mask& mask : {Mask::none(), Mask::causal(), Mask::window(500, 300)}) {
+    const Problem problem = gpu_problem(600, 900, 4, 64, mask);
+    check(with(problem, slope_bias({0.03F, -0.03F, 1.5F, -1.5F})));
+    check(with(problem, stepped_bias({0.03F, -0.03F, 1.5F, -1.5F})));
+  }
+  Problem lengths = gpu_problem(300, 700, 4, 128);
+  lengths.batch = 3;
+  lengths.key_lengths = {700, 130, 515};
+  check(with(lengths, stepped_bias({0.03F, -0.03F, 1.5F, -1.5F})));
+}
+
+// Quotients, comparisons and functions of a score that is a product yet to be scaled.
+TEST_F(GpuFunctions, ExpressionsOfEveryKind) {
+  check(with(gpu_problem(260, 390, 2, 64, Mask::causal()), expressions({2.0F, 0.5F})));
 }
 
 TEST_F(GpuFunctions, CombineWithModifiers) {

@@ -39,6 +39,13 @@ struct Planned {
   ListedPlay play(std::int64_t blocks) const {
     return play_listed_backward(problem, lists, tiles, table, line_tiles, kTileQ, blocks);
   }
+  std::int64_t query_tiles() const {
+    std::int64_t tiles = 0;
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      tiles += internal::ceil_div(problem.sequence(b).queries, kTileQ) * problem.heads_q;
+    }
+    return tiles;
+  }
   // Of a term: its tile of queries among all heads and sequences.
   std::int64_t query_tile(const ListedTile& tile, const sm90::ListedTerm& term) const {
     const std::int64_t head = tile.head * problem.group_size() + term.member;
@@ -98,6 +105,14 @@ void run(const Planned& planned, std::int64_t blocks) {
     }
   }
   EXPECT_EQ(finished, planned.tiles.size()) << "blocks wait for each other for ever, or a tile is missing";
+  // Sums are of all tiles of queries, each once and complete with its last term.
+  std::set<std::int32_t> summed;
+  for (const sm90::ListedSum& sum : play.sums) {
+    EXPECT_TRUE(summed.insert(sum.tile).second);
+    EXPECT_EQ(sum.terms, turns[sum.tile]);
+    EXPECT_TRUE(sum.rows > 0 && sum.rows <= kTileQ);
+  }
+  EXPECT_EQ(static_cast<std::int64_t>(summed.size()), planned.query_tiles());
   std::size_t visits = 0;
   for (const ListedTile& tile : planned.tiles) visits += static_cast<std::size_t>(tile.visits);
   EXPECT_EQ(done.size(), visits);

@@ -1,4 +1,4 @@
-"""Two processes, a GPU each, over NCCL and by copy engines: equality, and what one hears when the other is lost."""
+"""Processes with a GPU each, over NCCL and by copy engines: equality, and what one hears when another is lost."""
 
 import glob
 import os
@@ -12,6 +12,7 @@ import unittest
 TESSERA = sys.argv[1]
 TIMEOUT_SECONDS = 4
 SKIPPED = 77
+GPUS = len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def free_port():
@@ -20,11 +21,11 @@ def free_port():
         return probe.getsockname()[1] - 1  # ranks meet at the port after MASTER_PORT
 
 
-def start(transport, *arguments):
+def start(transport, *arguments, size=2):
     port = free_port()
     ranks = []
-    for rank in range(2):
-        environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    for rank in range(size):
+        environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
         environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NCCL_NVLS_ENABLE="0")
         command = [
             TESSERA,
@@ -58,6 +59,15 @@ class Processes:
         outputs = [rank.communicate(timeout=60)[0] for rank in self.ranks]
         self.assertEqual([rank.returncode for rank in self.ranks], [0, 0], outputs)
         self.assertIn(f"2 ranks ({self.name})", outputs[0])
+
+    @unittest.skipIf(GPUS < 4, "fewer than four GPUs")
+    def test_equality_of_four(self):
+        for schedule in ("ring", "burst", "double_ring"):
+            flags = ("--seq", "700", "--heads", "8", "--kv-heads", "2", "--ranks-per-node", "2")
+            self.ranks = start(self.transport, "verify", "--distributed", schedule, *flags, size=4)
+            outputs = [rank.communicate(timeout=60)[0] for rank in self.ranks]
+            self.assertEqual([rank.returncode for rank in self.ranks], [0] * 4, outputs)
+            self.assertIn(f"4 ranks ({self.name})", outputs[0])
 
     def lose(self, how):
         """The words of rank 0, and the seconds until it ended, when rank 1 is lost among many passes."""
@@ -97,7 +107,7 @@ class ByCopies(Processes, unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if len(glob.glob("/dev/nvidia[0-9]*")) < 2:
+    if GPUS < 2:
         print("skipped: it needs two GPUs")
         sys.exit(SKIPPED)
     unittest.main(argv=sys.argv[:1])

@@ -174,6 +174,7 @@ TEST_F(GpuPrograms, CompiledKernelsAreCached) {
   const Plan plan = test::gpu_plan(problem, Pass::forward);
   ::unsetenv("TESSERA_CACHE_DIR");
   ASSERT_FALSE(plan.facts().kernels.empty());
+  EXPECT_TRUE(plan.facts().kernels.front().compiled);
   EXPECT_NE(plan.facts().kernels.front().name.find("_window_float16_softcap_alibi"), std::string::npos);
   EXPECT_EQ(std::distance(fs::directory_iterator(name), fs::directory_iterator{}), 1);
   fs::remove_all(name);

@@ -13,6 +13,13 @@ using test::GpuRuns;
 using test::GpuTest;
 using test::Outputs;
 
+// Of three key heads the last has no second one to be dealt with.
+Problem grouped(std::int64_t dim, std::int64_t members, std::int64_t keys = 1100) {
+  Problem problem = gpu_problem(700, keys, 3 * members, dim, Mask::causal());
+  problem.heads_kv = 3;
+  return problem;
+}
+
 std::vector<Problem> problems() {
   std::vector<Problem> all;
   for (const std::int64_t dim : {64, 128}) {
@@ -22,7 +29,17 @@ std::vector<Problem> problems() {
     causal.heads_kv = 2;
     Problem ragged = gpu_problem(0, 0, 4, dim, Mask::window(300, 10));
     set_ragged(ragged, {0, 700, 701, 1600}, {0, 900, 1000, 1900});
-    all.insert(all.end(), {dense, causal, ragged});
+    all.insert(all.end(), {dense, causal, ragged, grouped(dim, 5)});
+  }
+  return all;
+}
+
+// Blocks of the backward pass that are done round dQ, and count the tiles that they take, under listed masks.
+std::vector<Problem> with_listed(std::vector<Problem> all) {
+  for (const std::int64_t dim : {64, 128}) {
+    all.push_back(gpu_problem(700, 1100, 4, dim,
+                              Mask::causal() & Mask::blocks(block_patterns::random({700, 1100, 64, 64}, 0.5, 3))));
+    all.back().heads_kv = 2;
   }
   return all;
 }
@@ -30,7 +47,7 @@ std::vector<Problem> problems() {
 class GpuRun : public GpuTest {};
 
 TEST_F(GpuRun, SameBitsInFiftyRuns) {
-  for (const Problem& problem : problems()) {
+  for (const Problem& problem : with_listed(problems())) {
     SCOPED_TRACE(problem.describe());
     GpuRuns runs(problem);
     const std::vector<std::byte> first = runs.run_to_bytes();
@@ -48,6 +65,29 @@ TEST_F(GpuRun, AnyOrderStaysWithinTheContract) {
   }
 }
 
+TEST_F(GpuRun, GroupedHeadsConform) {
+  for (const std::int64_t dim : {64, 128}) {
+    for (const std::int64_t members : {2, 3, 4, 7}) {
+      for (const bool deterministic : {true, false}) {
+        test::expect_conforms(grouped(dim, members), {}, test::gpu_targets(), deterministic);
+      }
+    }
+  }
+}
+
+// More tiles of keys than multiprocessors: in chunks, and a head that is without a second one in halves.
+TEST_F(GpuRun, GroupedHeadsInChunksConform) {
+  for (const std::int64_t dim : {64, 128}) {
+    for (const std::int64_t heads_kv : {1, 2}) {
+      for (const Mask& mask : {Mask::none(), Mask::causal(), Mask::window(9000, 0)}) {
+        Problem problem = gpu_problem(300, 20100, 2 * heads_kv, dim, mask);
+        problem.heads_kv = heads_kv;
+        test::expect_conforms(problem, {}, test::gpu_targets());
+      }
+    }
+  }
+}
+
 // New numbers in the host's inputs.
 void refill(cli::ProblemTensors& tensors, std::uint64_t seed) {
   cli::Random random(seed);
@@ -57,7 +97,7 @@ void refill(cli::ProblemTensors& tensors, std::uint64_t seed) {
 }
 
 TEST_F(GpuRun, GraphReplaysOnChangedInputs) {
-  for (const Problem& problem : problems()) {
+  for (const Problem& problem : with_listed(problems())) {
     SCOPED_TRACE(problem.describe());
     GpuRuns runs(problem);
     runs.run();  // what a first run loads is loaded
@@ -74,7 +114,7 @@ TEST_F(GpuRun, GraphReplaysOnChangedInputs) {
 }
 
 TEST_F(GpuRun, WithoutAWorkspaceOfTheCaller) {
-  for (const Problem& problem : problems()) {
+  for (const Problem& problem : with_listed(problems())) {
     GpuRuns runs(problem);
     const Outputs expected = runs.run();
     runs.poison();
@@ -106,7 +146,7 @@ TEST_F(GpuRun, LseMayBeAbsent) {
 }
 
 TEST_F(GpuRun, TwoStreamsAtOnce) {
-  for (const Problem& problem : problems()) {
+  for (const Problem& problem : with_listed(problems())) {
     GpuRuns a(problem), b(problem, {.seed = 5});
     const Outputs expected_a = a.run();
     const Outputs expected_b = b.run();

@@ -1,5 +1,6 @@
 // The sm80 Impl by name: the whole conformance table and random problems over the whole feature space, on any GPU since Ampere.
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string>
 #include <vector>
@@ -35,17 +36,12 @@ bool rounds_dout(const Problem& problem) {
   return problem.dtype != DType::float32 && problem.out_dtype() == DType::float32;
 }
 
-// Scores of 58: dV is at 1.01 of the bound (docs/numerics.md).
-bool has_scores_at_the_bound(const Case& row) {
-  return row.name == "scale_large" && row.problem.dtype == DType::float32;
-}
-
 // The table, and its float32 rows in both dtypes of 16 bits too.
 std::vector<Case> rows() {
   std::vector<Case> all;
   for (const Case& row : test::conformance_cases()) {
     if (is_float64(row.problem) || beyond_the_contract(row.problem, row.tensors)) continue;
-    if (!has_scores_at_the_bound(row)) all.push_back(row);
+    all.push_back(row);
     if (row.problem.dtype != DType::float32) continue;
     for (const DType dtype : {DType::bfloat16, DType::float16}) {
       Case narrow = row;
@@ -132,6 +128,23 @@ TEST_F(Sm80, RoundedProductsMeetTheirContract) {
     }
   }
   EXPECT_TRUE(std::any_of(kernels.begin(), kernels.end(), [](const auto& name) { return name.ends_with("tf32"); }));
+}
+
+// float32 beyond the range of the float16 that its products are made of.
+TEST_F(Sm80, Float32OfAnyMagnitude) {
+  for (const double magnitude : {1e-15, 1e-6, 1e6, 1e15}) {
+    for (const std::int64_t dim : {40, 64, 128, 200}) {
+      for (const Mask& mask : {Mask::none(), Mask::causal()}) {
+        Problem problem = test::gpu_problem(150, 170, 2, dim, mask);
+        problem.dtype = DType::float32;
+        problem.scale = static_cast<float>(1.0 / (std::sqrt(static_cast<double>(dim)) * magnitude * magnitude));
+        cli::TensorOptions tensors;
+        tensors.magnitude = magnitude;
+        SCOPED_TRACE(magnitude);
+        if (!lacks_sm80_kernel(problem)) test::expect_conforms(problem, tensors, test::gpu_targets("sm80"));
+      }
+    }
+  }
 }
 
 // Lengths around the edges of tiles, for every width of rows that the kernels have.

@@ -68,6 +68,7 @@ class Includes(unittest.TestCase):
         self.refused("src/cuda/sm90/fwd/a.cuh", '"core/half.h"')
         self.refused("src/cuda/common/a.cu", "<cuda_runtime.h>")
         self.refused("src/cuda/common/a.cu", "<vector>")
+        self.refused("src/cuda/tile/a.cuh", '"tessera/tessera.h"')
         self.accepted("src/cuda/common/a.cu", '"cuda/ptx/b.cuh"')
         self.accepted("src/cuda/ptx/a.cuh", "<cuda/ptx>")
         self.accepted("src/cuda/ptx/a.cuh", "<cuda_bf16.h>")

@@ -44,6 +44,9 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "impl": ({"impl": "magic"}, "magic"),
     "isa": ({"isa": "mmx"}, "mmx"),
     "threads": ({"threads": -2}, "threads: -2"),
+    "too many threads": ({"threads": 100_000}, "threads: 100000; accepted: 0 (the default) to 4096"),
+    "threads in words": ({"threads": "2"}, "threads: '2'; accepted: 0 (all) to 4096"),
+    "far alignment": ({"alignment": 2**62}, "mask diagonal: 4611686018427387904; accepted: -2^60 to 2^60"),
     "float32_products": ({"float32_products": "half"}, "float32_products: half; accepted: exact, tf32"),
 }
 
@@ -87,6 +90,9 @@ def test_bad_outputs() -> None:
         tessera.forward(Q, K, V, lse=zeros(2, 4, 6, dtype=np.float64))
     with pytest.raises(ValueError, match="out: str; accepted: a DLPack tensor that can be written"):
         tessera.forward(Q, K, V, out="here")
+    square = zeros(1, 4, 2, 8)
+    with pytest.raises(ValueError, match="out: the memory of v; accepted: memory of its own"):
+        tessera.forward(zeros(1, 4, 2, 8), zeros(1, 4, 2, 8), square, out=square)
 
 
 def test_bad_gradients() -> None:
@@ -97,6 +103,8 @@ def test_bad_gradients() -> None:
         tessera.backward(out, Q, K, V, out, lse, dbias=zeros(1, 1, 6, 9))
     with pytest.raises(ValueError, match="dsinks: "):
         tessera.backward(out, Q, K, V, out, lse, dsinks=zeros(4))
+    with pytest.raises(ValueError, match="dk: the memory of k; accepted: memory of its own"):
+        tessera.backward(out, Q, K, V, out, lse, dk=K)
 
 
 @pytest.mark.parametrize("name", ["dbias", "dsinks"])
@@ -110,6 +118,8 @@ def test_merge_of_different_shapes() -> None:
     out, lse = tessera.forward(Q, K, V)
     with pytest.raises(ValueError, match=r"b.lse"):
         tessera.merge(out, lse, out, lse[:, :2])
+    with pytest.raises(TypeError, match="out_b: None; accepted: a DLPack tensor"):
+        tessera.merge(out, lse, None, lse)
 
 
 def test_what_is_right_but_not_there_is_not_implemented() -> None:
@@ -120,5 +130,12 @@ def test_what_is_right_but_not_there_is_not_implemented() -> None:
 
 
 def test_not_a_tensor() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="q: list; accepted: a DLPack tensor"):
         tessera.forward([1.0], K, V)
+    with pytest.raises(TypeError, match="q: None; accepted: a DLPack tensor"):
+        tessera.forward(None, K, V)
+
+
+def test_not_integers() -> None:
+    with pytest.raises(TypeError, match="key_lengths: 5; accepted: a sequence of integers"):
+        tessera.forward(Q, K, V, key_lengths=5)

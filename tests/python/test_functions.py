@@ -49,6 +49,8 @@ def test_functions_are_values() -> None:
 def test_params_of_any_shape() -> None:
     assert tessera.ScoreFunction(CAP, np.arange(6, dtype=np.float32).reshape(2, 3)).params == (0, 1, 2, 3, 4, 5)
     assert tessera.ScoreFunction(CAP, (1, 2)).params == (1, 2)
+    with pytest.raises(ValueError, match=r"params\[1\]: 1e\+39; accepted: numbers of float32"):
+        tessera.ScoreFunction(CAP, (1, 1e39))
     with pytest.raises(ValueError, match=r"params: 'abc'; accepted: a sequence or an array of numbers"):
         tessera.ScoreFunction(CAP, "abc")
     with pytest.raises(ValueError, match="data: 3 bytes"):

@@ -175,6 +175,10 @@ def test_a_block_mask_beside_a_boolean_one() -> None:
 def test_bad_block_masks() -> None:
     with pytest.raises(ValueError, match=r"mask: \[9, 12\]; accepted: bool\[batch or 1, heads or 1, seq_q, seq_k\]"):
         tessera.BlockMask.from_boolean(MIXED[0, 0])
+    with pytest.raises(ValueError, match="mask: 'causal'; accepted: a boolean tensor"):
+        tessera.BlockMask.from_boolean("causal")
+    with pytest.raises(ValueError, match="kept: None; accepted: a boolean tensor"):
+        tessera.BlockMask.from_blocks(None, 16, 16)
     with pytest.raises(ValueError, match="bytes of a block mask: another kind of data"):
         tessera.BlockMask.from_bytes(b"no mask")
     with pytest.raises(ValueError, match=r"blocks: 3; accepted: a tessera\.BlockMask"):
@@ -229,7 +233,7 @@ def test_mask_says_the_same_as_its_fields() -> None:
         ({"mask": np.ones((9, 12), bool)}, ValueError, "mask: bool[9, 12]; accepted: bool[2 or 1, 4 or 1, 9 or 1, 12"),
         ({"mask": np.ones((1, 1, 9, 11), bool)}, ValueError, "mask: bool[1, 1, 9, 11]"),
         ({"mask": np.ones((1, 1, 9, 12), np.uint8)}, ValueError, "mask: a tensor that is not boolean"),
-        ({"mask": "causal"}, TypeError, "options_of_mask"),
+        ({"mask": "causal"}, TypeError, "mask: 'causal'; accepted: a boolean tensor or tessera.Mask"),
     ],
 )
 def test_bad_masks(options: dict[str, Any], kind: type[Exception], message: str) -> None:

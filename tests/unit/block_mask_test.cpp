@@ -59,6 +59,8 @@ TEST(BlockMask, GridNamesTheFieldThatIsWrong) {
   expect_invalid({"block_k", "8208", "8192"}, make({64, 64, 16, 8208}));
   expect_invalid({"queries", "-1"}, make({-1, 64, 16, 16}));
   expect_invalid({"keys", "-5"}, make({64, -5, 16, 16}));
+  constexpr std::int64_t kLong = std::int64_t{1} << 24;
+  expect_invalid({"grid", "1048576 x 1048576 blocks", "2^32", "from_csr"}, make({kLong, kLong, 16, 16}));
 }
 
 TEST(BlockMask, FromDenseFindsFullAndPartialBlocks) {

@@ -93,6 +93,9 @@ TEST_F(DlpackTest, RefusesOtherDtypes) {
   for (const DLDataType dtype : others) {
     expect_invalid({"DLPack dtype", "accepted", "bfloat16"}, [&] { from_dlpack(make(dtype)); });
   }
+  expect_invalid({"DLPack dtype: int64;"}, [&] { from_dlpack(make({0, 64, 1})); });
+  expect_invalid({"DLPack dtype: 4 lanes of float32;"}, [&] { from_dlpack(make({2, 32, 4})); });
+  expect_invalid({"DLPack dtype: code 17, bits 8;"}, [&] { from_dlpack(make({17, 8, 1})); });
 }
 
 TEST_F(DlpackTest, RefusesOtherDevicesAndRanks) {

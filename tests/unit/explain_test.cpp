@@ -49,6 +49,14 @@ TEST(ExplainOnAGpu, HasALineForEveryKernel) {
               "waves; 168 registers a thread, 24 bytes of spills, 200 KiB of shared memory a block");
 }
 
+TEST(ExplainOnAGpu, SaysWhichKernelsTheBuildLacks) {
+  PlanFacts facts = gpu_facts();
+  facts.kernels.back().compiled = true;
+  const std::string text = text_of(facts, {DeviceKind::cuda, 0});
+  EXPECT_NE(text.find("200 KiB of shared memory a block; compiled at run time\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("no shared memory a block\n"), std::string::npos) << text;
+}
+
 // 1e12 FLOPs at 85 % of 8e14 a second take 1.47 ms; 2.5 waves as long as 3 make 1.76 ms of them.
 TEST(ExplainOnAGpu, PredictsInWholeWaves) {
   const std::string text = text_of(gpu_facts(), {DeviceKind::cuda, 0});

@@ -338,6 +338,10 @@ TEST_F(HostCompiled, WithoutACompilerTheReasonIsNamed) {
     expect_error(ErrorCode::unsupported, {"flash: score_function: ", "in CXX, no-such-compiler -O1, was not found"},
                  [&] { Plan::make(problem, Pass::forward); });
   }
+  {
+    const Variable misspelt("TESSERA_JIT", "OFF");
+    expect_invalid({"TESSERA_JIT: OFF; accepted: on, off"}, [&] { Plan::make(problem, Pass::forward); });
+  }
   const Variable off("TESSERA_JIT", "off");
   expect_error(ErrorCode::unsupported, {"flash: score_function: TESSERA_JIT is off"},
                [&] { Plan::make(problem, Pass::forward); });

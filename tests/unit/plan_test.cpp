@@ -96,10 +96,12 @@ TEST(Plan, UnknownIsaIsRefusedWithTheKnownOnes) {
   expect_invalid({"isa", "mmx", cpu_info().isas.front()}, [&] { Plan::make(plain_problem(), Pass::forward, options); });
 }
 
-TEST(Plan, NegativeThreadsAreRefused) {
+TEST(Plan, ThreadsOutOfRangeAreRefused) {
   PlanOptions options;
   options.threads = -1;
   expect_invalid({"threads", "-1"}, [&] { Plan::make(plain_problem(), Pass::forward, options); });
+  options.threads = 100'000;
+  expect_invalid({"threads", "100000", "4096"}, [&] { Plan::make(plain_problem(), Pass::forward, options); });
 }
 
 // float64, which only the reference takes: where there is a GPU, the dtype is the reason.

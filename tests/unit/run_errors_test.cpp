@@ -107,6 +107,12 @@ TEST_F(RunErrors, TheTensorsOfTheFixtureAreAccepted) {
   EXPECT_NO_THROW(attention_backward(whole_problem(), backward()));
 }
 
+TEST_F(RunErrors, OutputsInTheMemoryOfOtherTensors) {
+  refused_forward([](ForwardTensors& t) { t.q.data = t.out.data; }, {"out", "the memory of q", "memory of its own"});
+  refused_backward([](BackwardTensors& t) { t.dk.data = t.dq.data; }, {"dk", "the memory of dq", "memory of its own"});
+  refused_backward([](BackwardTensors& t) { t.dout.data = t.dv.data; }, {"dv", "the memory of dout"});
+}
+
 TEST_F(RunErrors, AbsentTensors) {
   refused_forward([](auto& t) { t.q = {}; }, {"q", "absent", "float32[2, 3, 4, 8]"});
   refused_forward([](auto& t) { t.k = {}; }, {"k", "absent", "float32[2, 4, 2, 8]"});

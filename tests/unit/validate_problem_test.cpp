@@ -142,6 +142,15 @@ std::vector<Refusal> masks() {
   falling[9] = 2;
   return {
       refusal(
+          "diagonal", good, [](Problem& p) { p.mask = Mask::causal(Alignment::at((std::int64_t{1} << 60) + 1)); },
+          "mask diagonal", "1152921504606846977", "-2^60 to 2^60"),
+      refusal(
+          "window_left", good, [](Problem& p) { p.mask = Mask::window(Mask::kUnlimited - 1, 0); }, "window left",
+          "9223372036854775806", "0 to 2^60, or unlimited"),
+      refusal(
+          "window_right", good, [](Problem& p) { p.mask = Mask::window(0, Mask::kUnlimited - 1); }, "window right",
+          "9223372036854775806", "0 to 2^60, or unlimited"),
+      refusal(
           "segments_query", good, [&](Problem& p) { p.mask = Mask::segments({{0}, keys}); }, "segments.query",
           "1 numbers", "10"),
       refusal(
@@ -248,6 +257,8 @@ TEST(ValidateProblemAccepts, Limits) {
   problem.dim_v = 1;
   problem.dropout = {1.0, 1, (std::int64_t{1} << 32) - 5, 0, 0, 0};
   problem.key_lengths = {0, 7};
+  constexpr std::int64_t kFar = std::int64_t{1} << 60;
+  problem.mask = Mask::window(kFar, kFar, Alignment::at(-kFar));
   EXPECT_NO_THROW(validate(problem));
 }
 

@@ -19,9 +19,11 @@ With automatic differentiation: tessera.torch.distributed.
 from ._attention import attention, backward, explain, forward
 from ._communicator import Communicator
 from ._layout import positions, shard, unshard
+from ._options import RingOptions
 
 __all__ = [
     "Communicator",
+    "RingOptions",
     "attention",
     "backward",
     "explain",

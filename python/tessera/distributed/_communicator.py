@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from .._tessera import RankGroup, rank_environment
 
-Transport = Literal["nccl", "staged"]
+Transport = Literal["copy", "nccl", "staged"]
+_TRANSPORTS = ("copy", "nccl", "staged")
 _LOOPBACK = "127.0.0.1"
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 # Of each process group of torch: its communicators by device.
@@ -34,10 +35,13 @@ class Communicator:
     timeout    seconds that a rank may be silent before the others give it up; longer than the longest step
     device     where this rank's tensors are: None or "cpu", "cuda" (the GPU of this rank: torch's current one or,
                without torch, that of LOCAL_RANK), "cuda:1", or a torch.device
-    transport  between GPUs of processes: "nccl", or "staged", through host memory, also for ranks that share a GPU
+    transport  between GPUs of processes: "copy" (from GPU to GPU by the copy engines, which leaves all multiprocessors
+               to the kernels), "nccl", or "staged" (through host memory); None: the first that there is. Copies need
+               ranks of one machine whose GPUs reach each other's memory, and a system that lets processes share it
+               (CUDA IPC); every pair of ranks tries before the first one is chosen
 
-    Ranks of processes talk over TCP, also about what NCCL will do; on one machine over the loopback interface alone.
-    Threads on GPUs of one process copy from GPU to GPU by the copy engines, which is the fastest.
+    Ranks of processes talk over TCP, also about what copies and NCCL will do; on one machine over the loopback
+    interface alone. Threads on GPUs of one process copy by the copy engines as well.
     """
 
     def __init__(self, group: RankGroup) -> None:
@@ -142,7 +146,7 @@ class Communicator:
         address: str | None = None,
     ) -> Communicator:
         """The ranks of an mpi4py communicator. MPI carries one message from rank to rank, whichever MPI it is; the
-        blocks go over TCP or NCCL.
+        blocks go over TCP or from GPU to GPU.
 
         address  of rank 0, for ranks of several machines; left out: that of its host's name
         """
@@ -166,7 +170,7 @@ class Communicator:
 
     @property
     def transport(self) -> str:
-        """For example "local", "tcp", "nccl" or "tcp, through host memory"."""
+        """For example "local", "tcp", "tcp, by the copy engines", "nccl" or "tcp, through host memory"."""
         return self._group.transport
 
     @property
@@ -256,11 +260,11 @@ def _meet(
     listener: int = -1,
 ) -> Communicator:
     index = device_index(device)
-    if transport not in (None, "nccl", "staged") or (transport is not None and index is None):
+    if transport is not None and (transport not in _TRANSPORTS or index is None):
         where = "the CPU" if index is None else f"cuda:{index}"
-        raise ValueError(f'transport: {transport!r} on {where}; accepted: None or, on a GPU, "nccl" or "staged"')
-    staged = transport == "staged"
-    return Communicator(RankGroup.meet(rank, size, address, port, file, listener, timeout, index, staged))
+        names = ", ".join(f'"{name}"' for name in _TRANSPORTS)
+        raise ValueError(f"transport: {transport!r} on {where}; accepted: None or, on a GPU, {names}")
+    return Communicator(RankGroup.meet(rank, size, address, port, file, listener, timeout, index, transport or ""))
 
 
 def _meet_by(

@@ -93,6 +93,8 @@ def _seed(given: dict[str, Any]) -> Tensor | None:
 
 @torch.compiler.assume_constant_result
 def _block_bytes(blocks: BlockMask | None) -> Tensor | None:
+    if blocks is not None and not isinstance(blocks, BlockMask):
+        raise ValueError(f"blocks: {blocks!r}; accepted: a tessera.BlockMask")
     return None if blocks is None else torch.frombuffer(bytearray(blocks.to_bytes()), dtype=torch.uint8)
 
 
@@ -102,6 +104,20 @@ def _function_text(name: str, function: Any) -> str | None:
     if function is not None and not isinstance(function, kind):
         raise ValueError(f"{name}: {function!r}; accepted: a tessera.{kind.__name__}")
     return _ops.text_of(function)
+
+
+def _tensor(given: dict[str, Any], name: str, accepted: str = "a torch tensor") -> Tensor | None:
+    value = given.get(name)
+    if not isinstance(value, (Tensor, type(None))):
+        raise TypeError(f"{name}: {value!r}; accepted: {accepted}")
+    return value
+
+
+def _truth(given: dict[str, Any], name: str, otherwise: bool) -> Any:
+    value = given.get(name)
+    if not isinstance(value, (bool, torch.SymBool, type(None))):
+        raise ValueError(f"{name}: {value!r}; accepted: True or False")
+    return otherwise if value is None else value
 
 
 def _number(given: dict[str, Any], name: str) -> Any:
@@ -125,7 +141,7 @@ def _four_dimensions(x: Tensor | None) -> Tensor | None:
 
 def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
     """The options in the order of the operators."""
-    slopes, sinks = given.get("alibi_slopes"), given.get("sinks")
+    slopes, sinks = _tensor(given, "alibi_slopes"), _tensor(given, "sinks")
     if slopes is not None and slopes.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError("alibi_slopes: a tensor that requires grad; accepted: slopes without a gradient")
     if sinks is not None:
@@ -134,8 +150,8 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
     pair = segments if isinstance(segments, tuple) and len(segments) == 2 else (segments, segments)
     tensors = {
         "blocks": _block_bytes(given.get("blocks")),
-        "mask": _four_dimensions(given.get("mask")),
-        "bias": _four_dimensions(given.get("bias")),
+        "mask": _four_dimensions(_tensor(given, "mask", "a boolean tensor or tessera.Mask")),
+        "bias": _four_dimensions(_tensor(given, "bias")),
         "alibi_slopes": slopes,
         "sinks": sinks,
         "query_ids": _integers(pair[0]),
@@ -153,7 +169,7 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
     scalars = {
         "score_function": _function_text("score_function", given.get("score_function")),
         "mask_function": _function_text("mask_function", given.get("mask_function")),
-        "causal": bool(given.get("causal")),
+        "causal": _truth(given, "causal", False),
         "window_left": left,
         "window_right": right,
         "top_left": alignment == "top_left",
@@ -167,7 +183,7 @@ def _arguments(given: dict[str, Any], q: Tensor) -> tuple[list[Any], list[Any]]:
         "impl": given.get("impl"),
         "isa": given.get("isa"),
         "threads": given.get("threads") or 0,
-        "deterministic": given.get("deterministic") is not False,
+        "deterministic": _truth(given, "deterministic", True),
         "float32_products": given.get("float32_products"),
     }
     return [tensors[name] for name in _ops.TENSOR_OPTIONS], [scalars[name] for name in _ops.SCALAR_OPTIONS]

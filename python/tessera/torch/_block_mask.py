@@ -16,6 +16,8 @@ def block_mask_of(flex: Any) -> BlockMask:
     Its mask_mod is evaluated for every pair once, which takes a byte for each; keep the result. Block sizes must be
     multiples of 16.
     """
+    if not hasattr(flex, "kv_num_blocks"):
+        raise TypeError(f"flex: {flex!r}; accepted: a BlockMask of torch.nn.attention.flex_attention")
     queries, keys = flex.seq_lengths
     block_q, block_k = flex.BLOCK_SIZE
     partial = _kept(flex.kv_num_blocks, flex.kv_indices)

@@ -134,6 +134,8 @@ def shared_options(
     dropout_p: float = 0.0,
 ) -> Options:
     """The arguments that all functions of flash-attn have."""
+    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
+        raise ValueError(f"window_size: {window_size!r}; accepted: a pair of integers, where -1 is no limit")
     left, right = (None if side == -1 else side for side in window_size)
     return {
         "scale": scale,

@@ -206,6 +206,8 @@ def _int32(table: Tensor | None) -> Tensor | None:
 
 def _cache_lengths(cache_seqlens: int | Tensor | None, batch: int, capacity: int, device: torch.device) -> Tensor:
     if isinstance(cache_seqlens, Tensor):
+        if cache_seqlens.is_floating_point():
+            raise ValueError(f"cache_seqlens: {cache_seqlens.dtype}; accepted: integers")
         return cache_seqlens.long()
     return torch.full((batch,), capacity if cache_seqlens is None else cache_seqlens, device=device)
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from .. import distributed as _arrays
-from .._options import Options, plain, with_mask_fields
-from ..distributed import Communicator
-from ..distributed._attention import Schedule, distributable, ring, telling_others
+from .._options import plain, with_mask_fields
+from ..distributed import Communicator, RingOptions
+from ..distributed._attention import telling_others
 from ..distributed._layout import Layout
+from ..distributed._options import parts
 from ._attention import _autocast, _four_dimensions
 from ._ops import _readable
 
@@ -46,11 +47,8 @@ def attention(
     v: Tensor,
     *,
     group: _Group = None,
-    layout: Layout = "zigzag",
-    schedule: Schedule = "automatic",
-    ranks_per_node: int = 0,
     return_lse: Literal[False] = False,
-    **options: Unpack[Options],
+    **options: Unpack[RingOptions],
 ) -> Tensor: ...
 @overload
 def attention(
@@ -59,11 +57,8 @@ def attention(
     v: Tensor,
     *,
     group: _Group = None,
-    layout: Layout = "zigzag",
-    schedule: Schedule = "automatic",
-    ranks_per_node: int = 0,
     return_lse: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[RingOptions],
 ) -> tuple[Tensor, Tensor]: ...
 @torch.compiler.disable
 def attention(
@@ -72,11 +67,8 @@ def attention(
     v: Tensor,
     *,
     group: _Group = None,
-    layout: Layout = "zigzag",
-    schedule: Schedule = "automatic",
-    ranks_per_node: int = 0,
     return_lse: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[RingOptions],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale Q K^T) V of whole sequences, for this rank's queries, differentiable: out, or (out, lse) with
     return_lse. Collective, and so is its backward pass.
@@ -88,11 +80,10 @@ def attention(
     out  [batch, tokens, heads_q, dim_v]
     lse  [batch, heads_q, tokens], float32
 
-    layout, schedule, ranks_per_node and the options are those of tessera.distributed.forward, all about the whole
-    problem and the same on every rank; with these differences:
-      - gradients flow to q, k, v, bias (on CPUs) and sinks, from out and lse alike. Those of q, k and v are complete;
-        those of bias and sinks are this rank's share, to be summed over the ranks as the gradients of all parameters
-        are;
+    Options are those of tessera.distributed.RingOptions (layout, schedule, ranks_per_node and those of the problem),
+    with these differences:
+      - gradients flow to q, k, v, bias and sinks, from out and lse alike. Those of q, k and v are complete; those of
+        bias and sinks are this rank's share, to be summed over the ranks as the gradients of all parameters are;
       - any strides are taken; a last dimension without stride 1 is copied;
       - cu_seqlens_q, key_lengths and segments may be integer tensors;
       - dropout_seed, when left out, is drawn from rank 0's generator of torch, for all ranks;
@@ -104,7 +95,7 @@ def attention(
     """
     with _settings(group, q) as communicator:
         q, k, v = (_autocast(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
-        call = _Call(communicator, ring(layout, schedule, ranks_per_node), options, q, k)
+        call = _Call(communicator, options, q, k)
     out, lse = _Attention.apply(q, k, v, call.tensors["bias"], call.tensors["sinks"], call)
     return (out, lse) if return_lse else out
 
@@ -129,10 +120,10 @@ class _settings:  # noqa: N801  a context manager
 class _Call:
     """What both passes of one call have in common."""
 
-    def __init__(self, communicator: Communicator, how: dict[str, Any], options: Options, q: Tensor, k: Tensor) -> None:
+    def __init__(self, communicator: Communicator, options: RingOptions, q: Tensor, k: Tensor) -> None:
         self.communicator = communicator
-        self.ring = how
-        given = with_mask_fields(distributable(options))
+        problem, self.ring = parts(options)
+        given = with_mask_fields(problem)
         if given.get("stream") is not None:
             raise ValueError(f"stream: {given['stream']}; accepted: None, inside torch.cuda.stream(...)")
         slopes, sinks = given.get("alibi_slopes"), given.get("sinks")

@@ -1,26 +1,13 @@
 // Before and after the backward kernel. Both are bound by memory: they read and write 16 bytes a thread.
 #include "cuda/common/backward_rows.h"
 #include "cuda/common/row_location.cuh"
+#include "cuda/common/row_statistics.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/tile/softmax.cuh"
 
 namespace tessera {
 
 namespace {
-
-template <class Element>
-TESSERA_DEVICE float dot(const uint4& a, const uint4& b) {
-  const std::uint32_t* const x = &a.x;
-  const std::uint32_t* const y = &b.x;
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 u = ptx::unpack<Element>(x[i]);
-    const float2 v = ptx::unpack<Element>(y[i]);
-    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
-  }
-  return sum;
-}
 
 TESSERA_DEVICE float clamp_finite(float x) {
   constexpr float kMost = 3e38F;
@@ -41,25 +28,17 @@ TESSERA_DEVICE uint4 statistic_parts(float lse, float delta) {
           ptx::pack<ptx::bfloat16>(part[4], part[5]), 0};
 }
 
-// delta = rowsum(dO o O) - dLSE (FlashAttention-2, Algorithm 2, line 4), by kLanes threads a row.
 template <int kLanes>
 TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
   ptx::let_next_grid_start();
   const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
-  if (index < params.number_count) {
-    params.numbers[index] = 0;
-  }
+  clear_number(params, index);
   const std::int64_t row_index = index / kLanes;
   if (row_index >= params.rows) {
     return;
   }
   const int lane = static_cast<int>(index % kLanes);
-  if (params.dq_sum != nullptr) {
-    float4* const g_sum = reinterpret_cast<float4*>(params.dq_sum + row_index * params.dq_columns);
-    for (int i = lane; i < params.dq_columns / 4; i += kLanes) {
-      g_sum[i] = float4{};
-    }
-  }
+  clear_sum<kLanes>(params, row_index, lane);
   const Row row = locate(params.batch, row_index, params.line_rows);
   float sum = 0.0F;
   const int column = 8 * lane;
@@ -69,63 +48,19 @@ TESSERA_DEVICE void prepare_rows(const BackwardRows& params) {
     };
     const uint4 out = load(params.out, params.out_strides);
     const uint4 dout = load(params.dout, params.dout_strides);
-    sum = params.bfloat16 != 0 ? dot<ptx::bfloat16>(out, dout) : dot<ptx::float16>(out, dout);
+    sum = params.bfloat16 != 0 ? dot<ptx::bfloat16>(out, dout, 0.0F) : dot<ptx::float16>(out, dout, 0.0F);
   }
-#pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    sum += __shfl_xor_sync(__activemask(), sum, distance);
-  }
+  sum = sum_of_lanes<kLanes>(sum);
   if (lane != 0) {
     return;
   }
-  constexpr float kInfinity = __builtin_huge_valf();
-  float lse = kInfinity;
-  if (row.inside) {
-    const float found = params.lse[offset(params.lse_strides, row)];
-    lse = found == -kInfinity ? kInfinity : found;  // weights of 0 where nothing is seen
-    if (params.dlse != nullptr) {
-      sum -= params.dlse[offset(params.dlse_strides, row)];
-    }
-  }
-  const float delta = row.inside ? sum : 0.0F;
+  const RowStatistics found = row_statistics(params, row, sum);
   if (params.lse_log2 != nullptr) {
-    constexpr float kLog2e = 1.44269504088896341F;
-    params.lse_log2[row_index] = lse * kLog2e;
-    params.delta[row_index] = delta;
+    store_statistics(params, row_index, found);
   }
   if (params.parts != nullptr) {
     reinterpret_cast<uint4*>(params.parts)[row_index] =
-        statistic_parts(clamp_finite(lse * params.lse_factor), clamp_finite(-delta));
-  }
-}
-
-// One block a head, whose terms are added in one order.
-TESSERA_DEVICE void sum_sinks(const BackwardSinks& params) {
-  constexpr float kLog2e = 1.44269504088896341F;
-  __shared__ float s_sums[8];
-  const int head = static_cast<int>(blockIdx.x);
-  const float sink = kLog2e * params.sinks[head * params.sinks_stride];
-  float sum = 0.0F;
-  for (int line = 0; line < params.lines; ++line) {
-    const std::int64_t first = (static_cast<std::int64_t>(line) * params.batch.heads_q + head) * params.line_rows;
-    for (int i = static_cast<int>(threadIdx.x); i < params.line_rows; i += 256) {
-      sum = fmaf(-ptx::exp2(sink - params.lse_log2[first + i]), params.delta[first + i], sum);
-    }
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, distance);
-  }
-  if (threadIdx.x % 32 == 0) {
-    s_sums[threadIdx.x / 32] = sum;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float total = 0.0F;
-    for (const float part : s_sums) {
-      total += part;
-    }
-    params.dsinks[head * params.dsinks_stride] = total;
+        statistic_parts(clamp_finite(found.lse * params.lse_factor), clamp_finite(-found.delta));
   }
 }
 
@@ -210,9 +145,8 @@ TESSERA_BACKWARD_ROWS(8)
 TESSERA_BACKWARD_ROWS(16)
 TESSERA_BACKWARD_ROWS(32)
 
-extern "C" __global__ void __launch_bounds__(256)
-    backward_sinks(const __grid_constant__ tessera::BackwardSinks params) {
-  tessera::sum_sinks(params);
+extern "C" __global__ void __launch_bounds__(256) backward_sinks(const __grid_constant__ tessera::SinkRows params) {
+  tessera::sum_sinks<256>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -3,39 +3,18 @@
 
 #include <cstdint>
 
+#include "cuda/common/row_statistics.h"
 #include "cuda/tile/listed.h"
 #include "cuda/tile/statistic_parts.h"
 #include "cuda/tile/work.h"
 
 namespace tessera {
 
-struct BackwardRows {
-  const void *out, *dout;
-  const float *lse, *dlse;  // dlse may be null
-  Strides out_strides, dout_strides, lse_strides, dlse_strides;
-  float *lse_log2, *delta;  // null where parts are enough
-  StatisticParts* parts;    // or null
-  float lse_factor;         // of LSE in parts: -1 / the scale of scores
-  float* dq_sum;            // zeroed, or null
-  std::int32_t* numbers;    // zeroed: the counter and the turns
-  std::int64_t number_count;
-  Batch batch;
-  std::int64_t rows;  // of statistics: (batch, head) pairs or heads, times line_rows
-  std::int32_t line_rows;
-  std::int32_t dim_v;
-  std::int32_t dq_columns;
+// lse_log2 and delta are null where parts are enough.
+struct BackwardRows : StatisticRows {
+  StatisticParts* parts;  // or null
+  float lse_factor;       // of LSE in parts: -1 / the scale of scores
   std::int32_t bfloat16;  // else float16
-};
-
-// The gradient of each query head's sink: -sum exp(sink - LSE) delta over its rows of statistics.
-struct BackwardSinks {
-  const float *lse_log2, *delta;
-  const float* sinks;
-  float* dsinks;
-  std::int64_t sinks_stride, dsinks_stride;
-  Batch batch;
-  std::int32_t lines;  // of one head
-  std::int32_t line_rows;
 };
 
 struct BackwardConvert {

@@ -72,16 +72,16 @@ TESSERA_DEVICE void delta_of_rows(const BlockDelta& delta) {
 
 }  // namespace tessera
 
-extern "C" __global__ void __launch_bounds__(256) sum_8(const __grid_constant__ tessera::BlockSum sum) {
+extern "C" __global__ void __launch_bounds__(256, 6) sum_8(const __grid_constant__ tessera::BlockSum sum) {
   tessera::sum_block<8>(sum);
 }
-extern "C" __global__ void __launch_bounds__(256) sum_1(const __grid_constant__ tessera::BlockSum sum) {
+extern "C" __global__ void __launch_bounds__(256, 6) sum_1(const __grid_constant__ tessera::BlockSum sum) {
   tessera::sum_block<1>(sum);
 }
-extern "C" __global__ void __launch_bounds__(256) delta_8(const __grid_constant__ tessera::BlockDelta delta) {
+extern "C" __global__ void __launch_bounds__(256, 6) delta_8(const __grid_constant__ tessera::BlockDelta delta) {
   tessera::delta_of_rows<8, 16>(delta);
 }
-extern "C" __global__ void __launch_bounds__(256) delta_1(const __grid_constant__ tessera::BlockDelta delta) {
+extern "C" __global__ void __launch_bounds__(256, 6) delta_1(const __grid_constant__ tessera::BlockDelta delta) {
   tessera::delta_of_rows<1, 32>(delta);
 }
 

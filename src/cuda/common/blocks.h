@@ -14,7 +14,7 @@ struct BlockView {
 
 // target = terms[0] + .. + terms[count - 1], summed in float32; `value` where there are none.
 struct BlockSum {
-  static constexpr int kMostTerms = 3;
+  static constexpr int kMostTerms = 5;
   BlockView target;
   BlockView terms[kMostTerms];
   std::int64_t shape[4];
@@ -29,10 +29,10 @@ struct BlockNoise {
   std::uint32_t seed;
 };
 
-// The union of up to three partial results [batch, tokens, heads, dim] with LSE [batch, heads, tokens], whose views here have
+// The union of up to five partial results [batch, tokens, heads, dim] with LSE [batch, heads, tokens], whose views here have
 // the order of axes of `out`: batch, tokens, heads.
 struct BlockMerge {
-  static constexpr int kMostTerms = 3;
+  static constexpr int kMostTerms = 5;
   BlockView out;
   BlockView lse;
   BlockView outs[kMostTerms];

@@ -1,6 +1,7 @@
 // Before and after the backward kernels of the sm80 family: any dtype, any strides. All are bound by memory.
 #include "cuda/common/gradient_rows.h"
 #include "cuda/common/row_location.cuh"
+#include "cuda/common/row_statistics.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/tile/dq_fragments.cuh"
 
@@ -22,8 +23,20 @@ TESSERA_DEVICE float element_at(const void* data, std::int64_t offset) {
 }
 
 template <GradientElement kElement>
-TESSERA_DEVICE float2 unpack_pair(std::uint32_t pair) {
-  return kElement == GradientElement::bfloat16 ? ptx::unpack<ptx::bfloat16>(pair) : ptx::unpack<ptx::float16>(pair);
+TESSERA_DEVICE float dot_of_piece(const uint4& a, const uint4& b, float sum) {
+  if constexpr (kElement == GradientElement::float32) {
+    const std::uint32_t x[4] = {a.x, a.y, a.z, a.w};
+    const std::uint32_t y[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum = fmaf(__uint_as_float(x[i]), __uint_as_float(y[i]), sum);
+    }
+    return sum;
+  } else if constexpr (kElement == GradientElement::bfloat16) {
+    return dot<ptx::bfloat16>(a, b, sum);
+  } else {
+    return dot<ptx::float16>(a, b, sum);
+  }
 }
 
 // A lane's part of the dot product of two rows.
@@ -43,18 +56,7 @@ TESSERA_DEVICE float partial_dot(const GradientRows& params, std::int64_t out, s
         *reinterpret_cast<const uint4*>(static_cast<const std::uint8_t*>(params.out) + (out + column) * kBytes);
     const uint4 y =
         *reinterpret_cast<const uint4*>(static_cast<const std::uint8_t*>(params.dout) + (dout + column) * kBytes);
-    const std::uint32_t a[4] = {x.x, x.y, x.z, x.w};
-    const std::uint32_t b[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kElement == GradientElement::float32) {
-        sum = fmaf(__uint_as_float(a[i]), __uint_as_float(b[i]), sum);
-      } else {
-        const float2 u = unpack_pair<kElement>(a[i]);
-        const float2 v = unpack_pair<kElement>(b[i]);
-        sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
-      }
-    }
+    sum = dot_of_piece<kElement>(x, y, sum);
   }
   return sum;
 }
@@ -72,45 +74,20 @@ TESSERA_DEVICE float partial_dot(const GradientRows& params, const Row& row, int
   }
 }
 
-// delta = rowsum(dO o O) - dLSE (FlashAttention-2, Algorithm 2, line 4), and LSE in base 2.
 TESSERA_DEVICE void prepare_rows(const GradientRows& params) {
-  constexpr float kInfinity = __builtin_huge_valf();
   const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
-  if (index < params.turn_count) {
-    params.turns[index] = 0;
-  }
+  clear_number(params, index);
   const std::int64_t row_index = index / kLanes;
   if (row_index >= params.rows) {
     return;
   }
   const int lane = static_cast<int>(index % kLanes);
-  if (params.dq_sum != nullptr) {
-    float4* const g_sum = reinterpret_cast<float4*>(params.dq_sum + row_index * params.dq_columns);
-    for (int i = lane; i < params.dq_columns / 4; i += kLanes) {
-      g_sum[i] = float4{};
-    }
-  }
+  clear_sum<kLanes>(params, row_index, lane);
   const Row row = locate(params.batch, row_index, params.line_rows);
-  float sum = row.inside ? partial_dot(params, row, lane) : 0.0F;
-#pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    sum += __shfl_xor_sync(__activemask(), sum, distance);
+  const float sum = sum_of_lanes<kLanes>(row.inside ? partial_dot(params, row, lane) : 0.0F);
+  if (lane == 0) {
+    store_statistics(params, row_index, row_statistics(params, row, sum));
   }
-  if (lane != 0) {
-    return;
-  }
-  float lse = kInfinity;
-  if (row.inside) {
-    constexpr float kLog2e = 1.44269504088896341F;
-    const float found = params.lse[offset(params.lse_strides, row)];
-    lse = found == -kInfinity ? kInfinity : found * kLog2e;  // weights of 0 where nothing is seen
-    if (params.dlse != nullptr) {
-      sum -= params.dlse[offset(params.dlse_strides, row)];
-    }
-    sum = found == -kInfinity ? 0.0F : sum;
-  }
-  params.lse_log2[row_index] = lse;
-  params.delta[row_index] = row.inside ? sum : 0.0F;
 }
 
 template <GradientElement kElement>
@@ -256,31 +233,6 @@ TESSERA_DEVICE void convert_tile(const GradientConvert& params) {
 
 constexpr int kSinkThreads = 1024;
 
-// d sink = -sum over the rows of P(sink) delta, of one head, in one order.
-TESSERA_DEVICE void sum_sinks(const GradientSinks& params) {
-  constexpr float kLog2e = 1.44269504088896341F;
-  __shared__ float s_sums[kSinkThreads];
-  const int head = static_cast<int>(blockIdx.x);
-  const float sink = kLog2e * params.sinks[head * params.sinks_stride];
-  float sum = 0.0F;
-  for (int line = 0; line < params.lines; ++line) {
-    const std::int64_t first = (static_cast<std::int64_t>(line) * params.heads + head) * params.line_rows;
-    for (std::int64_t row = threadIdx.x; row < params.line_rows; row += kSinkThreads) {
-      sum = fmaf(-ptx::exp2(sink - params.lse_log2[first + row]), params.delta[first + row], sum);
-    }
-  }
-  s_sums[threadIdx.x] = sum;
-  for (int width = kSinkThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < width) {
-      s_sums[threadIdx.x] += s_sums[threadIdx.x + width];
-    }
-  }
-  if (threadIdx.x == 0) {
-    params.dsinks[head * params.dsinks_stride] = s_sums[0];
-  }
-}
-
 }  // namespace
 
 }  // namespace tessera
@@ -297,6 +249,6 @@ extern "C" __global__ void __launch_bounds__(256)
   tessera::convert_tile<256>(params);
 }
 extern "C" __global__ void __launch_bounds__(tessera::kSinkThreads)
-    gradient_sinks(const __grid_constant__ tessera::GradientSinks params) {
-  tessera::sum_sinks(params);
+    gradient_sinks(const __grid_constant__ tessera::SinkRows params) {
+  tessera::sum_sinks<tessera::kSinkThreads>(params);
 }

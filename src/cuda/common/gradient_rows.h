@@ -3,25 +3,14 @@
 
 #include <cstdint>
 
+#include "cuda/common/row_statistics.h"
 #include "cuda/tile/work.h"
 
 namespace tessera {
 
 enum class GradientElement : std::int32_t { float32, bfloat16, float16 };
 
-struct GradientRows {
-  const void *out, *dout;
-  const float *lse, *dlse;  // dlse may be null
-  Strides out_strides, dout_strides, lse_strides, dlse_strides;
-  float *lse_log2, *delta;
-  float* dq_sum;        // zeroed, or null
-  std::int32_t* turns;  // zeroed, or null
-  std::int64_t turn_count;
-  Batch batch;
-  std::int64_t rows;  // of statistics: (batch, head) pairs or heads, times line_rows
-  std::int32_t line_rows;
-  std::int32_t dim_v;
-  std::int32_t dq_columns;
+struct GradientRows : StatisticRows {
   GradientElement element;  // of O and dO
   std::int32_t aligned;     // rows of both start at multiples of 16 bytes
 };
@@ -42,15 +31,6 @@ struct GradientConvert {
   Band band;
   std::int32_t tile_k;
   std::int32_t stored_first;  // 1: the sum of a tile that no keys were added to was never written
-};
-
-struct GradientSinks {
-  const float *lse_log2, *delta;
-  const float* sinks;
-  float* dsinks;
-  std::int64_t sinks_stride, dsinks_stride;
-  std::int64_t line_rows;
-  std::int32_t lines, heads;  // of a head; a head's lines are `heads` lines apart
 };
 
 }  // namespace tessera

@@ -1,5 +1,5 @@
 // The union of partial results, as tessera::merge computes it: O <- O - sigmoid(lse_b - lse) (O - O_b) in float32. Bound by
-// memory: up to three partials are merged in one go, so that the sum in between is neither written nor read.
+// memory: up to five partials are merged in one go, so that the sum in between is neither written nor read.
 #include "cuda/common/blocks.h"
 #include "cuda/tile/block_rows.cuh"
 
@@ -86,9 +86,9 @@ TESSERA_DEVICE void merge_block(const BlockMerge& merge) {
 
 }  // namespace tessera
 
-extern "C" __global__ void __launch_bounds__(256) merge_8(const __grid_constant__ tessera::BlockMerge merge) {
+extern "C" __global__ void __launch_bounds__(256, 6) merge_8(const __grid_constant__ tessera::BlockMerge merge) {
   tessera::merge_block<8, 16>(merge);
 }
-extern "C" __global__ void __launch_bounds__(256) merge_1(const __grid_constant__ tessera::BlockMerge merge) {
+extern "C" __global__ void __launch_bounds__(256, 6) merge_1(const __grid_constant__ tessera::BlockMerge merge) {
   tessera::merge_block<1, 32>(merge);
 }

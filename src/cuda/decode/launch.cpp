@@ -198,7 +198,8 @@ std::optional<std::string> decode_missing(const Problem& problem, const PlanOpti
     return std::nullopt;
   }
   return "this build has no kernel for head dims " + std::to_string(problem.dim_qk) + " and " +
-         std::to_string(problem.dim_v) + " on this device";
+         std::to_string(problem.dim_v) + " in " + std::string(dtype_name(problem.dtype)) +
+         " on this device (configure with -DTESSERA_CUDA_KERNELS=all)";
 }
 
 std::unique_ptr<const Executable> make_decode(const Problem& problem, const PlanOptions& options) {

@@ -97,5 +97,8 @@ inline constexpr bool kStoresMatrices = false;
 #endif
 
 TESSERA_DEVICE float load_float(std::uint32_t s_address) { return __uint_as_float(load_word(s_address)); }
+TESSERA_DEVICE void store_float(std::uint32_t s_address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(s_address), "f"(value) : "memory");
+}
 
 }  // namespace tessera::ptx

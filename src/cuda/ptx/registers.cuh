@@ -73,6 +73,22 @@ TESSERA_DEVICE float2 unpack<float16>(std::uint32_t both) {
   return value;
 }
 
+// Of pairs in 16 bits.
+template <class Element>
+TESSERA_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b);
+template <>
+TESSERA_DEVICE std::uint32_t multiply_pairs<bfloat16>(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+template <>
+TESSERA_DEVICE std::uint32_t multiply_pairs<float16>(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // Transposes the 4 x 4 words that the four lanes of a quad hold: word k of lane c becomes word c of lane k.
 TESSERA_DEVICE void transpose_quad(std::uint32_t& x0, std::uint32_t& x1, std::uint32_t& x2, std::uint32_t& x3) {
   const auto exchange = [](std::uint32_t& low, std::uint32_t& high, bool upper, int distance) {

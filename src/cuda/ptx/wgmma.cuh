@@ -30,6 +30,9 @@ TESSERA_DEVICE void pin(float (&r_values)[kCount]) {
   }
 }
 
+// Keeps the compiler from computing a value behind this place.
+TESSERA_DEVICE void pin(float& value) { asm volatile("" : "+f"(value)); }
+
 // Operands in shared memory lie in sub-tiles of rows of 128 bytes, swizzled in groups of 8 rows. A product with 64 columns takes
 // the tensor cores 32 cycles, and a chain of uniform instructions that encodes an address takes longer: so the steps of a loop
 // add `offset`, a constant, to what is encoded once.

@@ -69,7 +69,16 @@ std::uint32_t backward_features(const Problem& problem) {
   return score_features(problem) & ~static_cast<std::uint32_t>(ScoreFeature::sinks);
 }
 
-std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel) {
+bool in_tables(const Problem& problem, std::uint32_t program, std::span<const ProgramRow> rows) {
+  const MaskKind mask = mask_kind(problem.mask);
+  const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
+  return program == 0 || ((mask == MaskKind::dense || mask == MaskKind::causal) &&
+                          std::any_of(rows.begin(), rows.end(), [&](const ProgramRow& row) {
+                            return static_cast<std::uint32_t>(row.program) == program && row.head_dim >= dim;
+                          }));
+}
+
+std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel, bool in_tables) {
   std::string text = "head dim " + std::to_string(std::max(problem.dim_qk, problem.dim_v)) + " in " +
                      std::string(element_name(problem.dtype));
   for (const std::string& feature : names_of(features)) {
@@ -79,7 +88,7 @@ std::string no_kernel(const Problem& problem, std::uint32_t features, std::strin
     text = "score_function: " + text;
   }
   text.append(": this build has no ").append(kernel).append(" for it");
-  if (features == 0) {
+  if (in_tables) {
     text += " (configure with -DTESSERA_CUDA_KERNELS=all)";
   }
   return text + ", and none can be compiled: " + nvrtc().unavailable().value_or("no tile of the tables takes it");

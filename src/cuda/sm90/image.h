@@ -2,9 +2,11 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 
 #include "cuda/kernel.h"
 #include "cuda/tile/program.h"
+#include "cuda/tile/table_program.h"
 #include "tessera/problem.h"
 
 namespace tessera::internal {
@@ -28,7 +30,16 @@ KernelImage sm90_image(const KernelFamily& family, std::initializer_list<int> co
 // kernel of its own.
 std::uint32_t backward_features(const Problem& problem);
 
-// That neither the build has a kernel (or "backward kernel") for the problem nor one can be compiled, and why.
-std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel);
+// A score program that a table has for this head dim, under dense and causal masks.
+struct ProgramRow {
+  int head_dim;
+  TableProgram program;
+};
+// Whether a build of all kernels has one for the problem, whose program this is.
+bool in_tables(const Problem& problem, std::uint32_t program, std::span<const ProgramRow> rows);
+
+// That neither the build has a kernel (or "backward kernel") for the problem nor one can be compiled, and why. `in_tables`: another
+// build has one.
+std::string no_kernel(const Problem& problem, std::uint32_t features, std::string_view kernel, bool in_tables);
 
 }  // namespace tessera::internal

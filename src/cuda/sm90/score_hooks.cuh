@@ -22,6 +22,10 @@ struct Features {
   static constexpr bool kFunction = has(ScoreFeature::function);
   static constexpr bool kAdds = kAlibi || kBias;
   static constexpr bool kHasBound = (kFeatures & kBounded) != 0;
+  static constexpr bool kFunctionAdds = kFunction && tile::kFunctionAdds;
+  static constexpr bool kFunctionChanges = kFunction && !tile::kFunctionAdds;
+  // Whether the derivative of a logit by its score is not 1.
+  static constexpr bool kHasDerivative = kSoftcap || kFunctionChanges;
 
   using Place = tile::FunctionPlace<has(ScoreFeature::positions)>;
   // What a function takes, of what the softcap or the product leaves.
@@ -31,6 +35,11 @@ struct Features {
 };
 
 inline constexpr float kLog2e = 1.44269504088896341F;
+
+// Of weights that dropout may keep; one over their scale.
+TESSERA_DEVICE float kept_share(const ScoreParams& params) {
+  return static_cast<float>(256 - params.dropout.threshold) / 256.0F;
+}
 
 template <class Element>
 inline constexpr bool kRoundsToBfloat16 = false;
@@ -47,6 +56,33 @@ TESSERA_DEVICE float soft_cap(float x) {
     const float far = 1.0F - __fdividef(2.0F, ptx::exp2(2.0F * kLog2e * x) + 1.0F);
     return fabsf(x) < 0.05F ? fmaf(x * x * x, -1.0F / 3.0F, x) : far;
   }
+}
+
+// What softcap and a function that does more than add make of a product, and the derivative of the logit by the scaled product.
+// `query` and `key` are in the sequence, `distance` is of the element.
+template <class Element, std::uint32_t kFeatures>
+TESSERA_DEVICE tile::Tangent logit_of(float product, float score_scale, const ScoreParams& params,
+                                      const typename Features<kFeatures>::Place& place, int query, int key,
+                                      float distance) {
+  using Has = Features<kFeatures>;
+  tile::Tangent logit{product, 1.0F};
+  if constexpr (Has::kSoftcap) {
+    logit.value = soft_cap<Element>(product * score_scale);
+    logit.derivative = fmaf(-logit.value, logit.value, 1.0F);
+  }
+  if constexpr (Has::kFunctionChanges) {
+    const tile::Tangent result =
+        tile::differentiate_function(logit.value * Has::function_scale(params), place, query, key, distance);
+    logit.value = result.value;
+    logit.derivative *= result.derivative;
+  }
+  return logit;
+}
+
+// What a function that adds to scores adds, in powers of two. Of -0, which the compiler takes out of a sum.
+template <class Place>
+TESSERA_DEVICE float function_addend(const Place& place, int query, int key, float distance) {
+  return kLog2e * tile::call_function(-0.0F, place, query, key, distance);
 }
 
 // ALiBi of a fragment of the backward kernels: -slope |query + diagonal - key| in powers of two. In a tile that lies on one side of

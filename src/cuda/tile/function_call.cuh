@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/tile/function.cuh"
+#include "cuda/tile/scaled.cuh"
 
 // A long function is called: a kernel has a hundred places to put it into.
 #if TESSERA_FUNCTION_IS_LONG
@@ -21,6 +22,18 @@ template <class Place>
 TESSERA_DEVICE float call_function(float logit, const Place& place, int query, int key, float distance) {
   return evaluate_function(logit, Index(place.batch(), place.head(), place.query(query), place.key(key), distance),
                            place.params());
+}
+
+template <class Place>
+TESSERA_DEVICE float call_function_of_product(float product, float scale, const Place& place, int query, int key,
+                                              float distance) {
+#if TESSERA_FUNCTION_IS_GENERIC && !TESSERA_FUNCTION_IS_LONG
+  return value(evaluate_function(math::Scaled(product, scale),
+                                 Index(place.batch(), place.head(), place.query(query), place.key(key), distance),
+                                 place.params()));
+#else
+  return call_function(product * scale, place, query, key, distance);
+#endif
 }
 
 template <class Place>

@@ -63,6 +63,9 @@ inline constexpr std::uint32_t kTransforms =
 // Beside the modifiers of a Hopper kernel that is compiled when it is first used: the code of a step stands in it once, which
 // takes half the time to compile. Kernels with modifiers are made so in any case.
 inline constexpr std::uint32_t kCompact = 1U << 31;
+// Beside kBounded, without dropout: the code of a step stands in the kernel several times, as in those without a score program. That
+// is 1 to 6 % faster and takes twice as long to compile: for kernels of a build.
+inline constexpr std::uint32_t kUnrolledWalk = 1U << 28;
 // Beside the modifiers of a kernel of the sm80 family with a function: it writes float32, else the inputs' dtype. Others read that
 // at run time.
 inline constexpr std::uint32_t kFloat32Output = 1U << 30;

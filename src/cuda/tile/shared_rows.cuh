@@ -36,10 +36,10 @@ TESSERA_DEVICE const std::uint8_t* row_address(const RowSource& source, int batc
 // Copies of a tile in chunks of 16 bytes of which some bytes or rows are not there, or in pieces that are narrower.
 template <class Rows, int kRows, int kThreads>
 TESSERA_DEVICE void copy_rows_slowly(std::uint32_t s_tile, const std::uint8_t* g_first, const RowSource& source,
-                                     int row_bytes, int valid_rows) {
+                                     int row_bytes, int valid_rows, int thread = static_cast<int>(threadIdx.x)) {
   const int piece = source.piece_bytes;
 #pragma unroll 1
-  for (int index = static_cast<int>(threadIdx.x); index < kRows * Rows::kChunks; index += kThreads) {
+  for (int index = thread; index < kRows * Rows::kChunks; index += kThreads) {
     const int row = index / Rows::kChunks;
     const int chunk = index % Rows::kChunks;
     const int valid = row < valid_rows ? min(max(row_bytes - chunk * 16, 0), 16) : 0;

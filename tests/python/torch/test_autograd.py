@@ -242,6 +242,10 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dropout seed": ({"dropout_p": 0.5, "dropout_seed": -1}, ValueError, "dropout_seed: -1; accepted: 0 to 2^64 - 1"),
     "slopes": ({"alibi_slopes": torch.zeros(4, requires_grad=True)}, NotImplementedError, "alibi_slopes"),
     "impl": ({"impl": "magic"}, ValueError, "magic"),
+    "no mask": ({"mask": "causal"}, TypeError, "mask: 'causal'; accepted: a boolean tensor or tessera.Mask"),
+    "no tensor": ({"sinks": [1.0, 2.0]}, TypeError, "sinks: [1.0, 2.0]; accepted: a torch tensor"),
+    "no blocks": ({"blocks": 3}, ValueError, "blocks: 3; accepted: a tessera.BlockMask"),
+    "no boolean": ({"causal": "yes"}, ValueError, "causal: 'yes'; accepted: True or False"),
     "lengths": ({"key_lengths": torch.tensor([3, 99])}, ValueError, "key_lengths[1]: 99"),
 }
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tessera
 
 
@@ -37,3 +38,20 @@ def test_bench(tmp_path: Path) -> None:
         assert abs(row["gflops"] * row["milliseconds"] * 1e6 / flops - 1) < 1e-6
     assert text.splitlines()[0] == "float32, batch 1, 2 heads of 64, causal"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seqs", "64,-5"], "--seqs: '-5'; accepted: an integer, 1 or more"),
+        (["--heads", "two"], "--heads: 'two'; accepted: an integer, 1 or more"),
+        (["--seqs", "16", "--dim", "600"], "dim_qk: 600; accepted: 1 to 512"),
+        (["--json", "/absent/bench.json"], "--json: '/absent/bench.json'; accepted: a file in a folder that exists"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tessera", "bench", *arguments], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]

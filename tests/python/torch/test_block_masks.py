@@ -69,3 +69,8 @@ def test_a_flex_mask_without_a_function_keeps_whole_blocks() -> None:
         torch.tensor([[[1, 2]]]), torch.tensor([[[[1, 0], [0, 1]]]]), BLOCK_SIZE=64, seq_lengths=(128, 128)
     )
     assert block_mask_of(flex).draw() == ".#\n##\n"
+
+
+def test_what_is_no_flex_mask() -> None:
+    with pytest.raises(TypeError, match="flex: 5; accepted: a BlockMask of torch"):
+        block_mask_of(5)

@@ -72,6 +72,28 @@ def test_what_needs_a_gpu(option: str, refusal: Callable[..., str]) -> None:
     assert f"{option} needs --device cuda" in refusal(option)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--sm80", "--decode"), "--sm80, --decode; accepted: one of them"),
+        (("--groups", "0"), "--groups: '0'; accepted: integers of 1 or more"),
+        (("--lengths", "4K"), "--lengths: '4K'; accepted: integers of 1 or more"),
+        (("--json", "/absent/x.json"), "--json: /absent/x.json; accepted: a file in a folder that exists"),
+    ],
+)
+def test_bad_flags(
+    arguments: tuple[str, ...],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare_torch.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        compare_torch.main()
+    assert left.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 class HostAsDevice(gpu.CudaDevice):
     """The clock of the host, to run what compares libraries on a GPU without one."""
 
@@ -111,9 +133,11 @@ class HostAsDevice(gpu.CudaDevice):
 
 OPTIONS = argparse.Namespace(
     dtypes=["bfloat16"],
-    cases=["*-d64-n64-causal", "*-d64-n96-dense"],
+    cases=["*-d64-n64-causal*", "*-d64-n96-dense"],
     tokens=192,
     heads=2,
+    groups=[1, 2],
+    lengths=None,
     passes=["forward", "backward"],
     deterministic="both",
     seconds=0.0,
@@ -125,12 +149,14 @@ OPTIONS = argparse.Namespace(
 def test_the_comparison_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(cuda, "LENGTHS", (64, 96))
     found = cuda.make_cases(OPTIONS)
-    assert [case.name for case in found] == ["bfloat16-d64-n96-dense", "bfloat16-d64-n64-causal"]
-    assert [case.shape for case in found] == [(2, 96, 2, 64), (3, 64, 2, 64)]
+    names = ["bfloat16-d64-n96-dense", "bfloat16-d64-n64-causal", "bfloat16-d64-n64-causal-g2"]
+    assert [case.name for case in found] == names
+    assert [case.shape for case in found] == [(2, 96, 2, 64), (3, 64, 2, 64), (3, 64, 2, 64)]
+    assert [case.shape_kv for case in found] == [(2, 96, 2, 64), (3, 64, 2, 64), (3, 64, 1, 64)]
     device = HostAsDevice()
     record = cuda.compare(device, found, OPTIONS)
     json.dumps(record)
-    assert len(record["rows"]) == 4
+    assert len(record["rows"]) == 6
     for row in record["rows"]:
         assert row["agree"]
         assert row["refused"].keys() == {"cuDNN"}  # which has nothing for the CPU
@@ -144,13 +170,24 @@ def test_the_comparison_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         rate = flops / row["timing"]["math"]["seconds"] / 1e12
         assert row["tflops"]["math"] == pytest.approx(rate)
         assert row["share_of_matrix_rate"] == pytest.approx(row["tflops"]["Tessera"])
+    for ungrouped, grouped in zip(record["rows"][2:4], record["rows"][4:], strict=True):
+        assert ungrouped["over_ungrouped"] is None
+        assert grouped["over_ungrouped"] == grouped["tflops"]["Tessera"] / ungrouped["tflops"]["Tessera"]
     ratios = {(row["pass"], row["ratio"]) for row in record["summary"]}
     assert ratios == {
         ("forward", "over_best"),
         ("backward", "over_best"),
         ("backward", "deterministic_over_any_order"),
+        ("forward", "over_ungrouped"),
+        ("backward", "over_ungrouped"),
     }
     assert "any order" in capsys.readouterr().out
+
+
+def test_groups_divide_the_heads() -> None:
+    options = argparse.Namespace(**{**vars(OPTIONS), "groups": [1, 4]})
+    with pytest.raises(ValueError, match="--groups: 4; accepted: divisors of 2, the heads of d64"):
+        cuda.make_cases(options)
 
 
 def test_a_wrong_result_and_a_missing_one_disagree() -> None:

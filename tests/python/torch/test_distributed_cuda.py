@@ -1,4 +1,4 @@
-"""tessera.torch.distributed over GPUs: NCCL between processes, copy engines between threads, one GPU that is shared."""
+"""tessera.torch.distributed over GPUs: copy engines and NCCL between processes, threads, one GPU that is shared."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+GPUS = torch.cuda.device_count()
+two_gpus = pytest.mark.skipif(GPUS < 2, reason="fewer than two CUDA devices")
+four_gpus = pytest.mark.skipif(GPUS < 4, reason="fewer than four CUDA devices")
 
 CASES: dict[str, dict[str, Any]] = {
     "causal, ring": {"causal": True, "schedule": "ring"},
     "causal, burst": {"causal": True, "schedule": "burst"},
+    "double ring": {"causal": True, "schedule": "double_ring", "ranks_per_node": 2},
     "striped": {"causal": True, "layout": "striped"},
     "contiguous": {"causal": True, "layout": "contiguous"},
     "no mask": {},
@@ -39,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"causal": True, "dropout_p": 0.25, "dropout_seed": 11},
     "documents": {"causal": True, "segments": torch.arange(2 * 601) % 601 // 170},
 }
+RING = ("schedule", "layout", "ranks_per_node")
 BOUND = 2.5 * 2.0**-8 + 2e-3
 
 
@@ -52,7 +56,7 @@ def make(device: str = "cuda") -> list[Tensor]:
 @cache
 def expected(case: str) -> list[Tensor]:
     """out, dq, dk and dv in float32 on the CPU."""
-    alone = {name: value for name, value in CASES[case].items() if name not in ("schedule", "layout")}
+    alone = {name: value for name, value in CASES[case].items() if name not in RING}
     *tensors, dout = (x.float() for x in make("cpu"))
     leaves = [x.requires_grad_() for x in tensors]
     out = tessera.torch.attention(*leaves, **alone)
@@ -68,32 +72,43 @@ def on_this_rank(group: Any, device: str, options: dict[str, Any]) -> list[Tenso
     return [ring.unshard(x, **where).cpu() for x in found]
 
 
-def check(found: dict[str, list[Tensor]]) -> None:
-    for name in CASES:
-        for x, y in zip(found[name], expected(name), strict=True):
+def cases(size: int) -> dict[str, dict[str, Any]]:
+    return {name: options for name, options in CASES.items() if options.get("ranks_per_node", 0) < size}
+
+
+def check(found: dict[str, list[Tensor]], size: int) -> None:
+    assert found.keys() == cases(size).keys()
+    for name, values in found.items():
+        for x, y in zip(values, expected(name), strict=True):
             assert oracle.relative_error(x, y) <= BOUND, name
 
 
 def over_processes(transport: Any, device: str) -> tuple[str, dict[str, list[Tensor]], bool]:
     communicator = Communicator.from_process_group(device=device, transport=transport)
-    found = {name: on_this_rank(communicator, device, options) for name, options in CASES.items()}
+    found = {name: on_this_rank(communicator, device, options) for name, options in cases(communicator.size).items()}
     again = on_this_rank(communicator, device, CASES["causal, ring"])
     return communicator.transport, found, all(map(torch.equal, again, found["causal, ring"]))
 
 
-@two_gpus
-def test_processes_by_nccl() -> None:
-    for transport, found, deterministic in ranks.values(ranks.run(2, over_processes, None, "cuda", backend="nccl")):
-        assert transport == "nccl"
-        assert deterministic
-        check(found)
+BY_COPIES = "tcp, by the copy engines"
 
 
-def test_processes_that_share_a_gpu() -> None:
-    for transport, found, deterministic in ranks.values(ranks.run(2, over_processes, "staged", "cuda:0")):
-        assert transport == "tcp, through host memory"
+@pytest.mark.parametrize("size", [pytest.param(2, marks=two_gpus), pytest.param(4, marks=four_gpus)])
+@pytest.mark.parametrize(("transport", "name"), [(None, BY_COPIES), ("nccl", "nccl")])
+def test_processes(transport: str | None, name: str, size: int) -> None:
+    answers = ranks.values(ranks.run(size, over_processes, transport, "cuda", backend="nccl"))
+    for found_name, found, deterministic in answers:
+        assert found_name == name
         assert deterministic
-        check(found)
+        check(found, size)
+
+
+@pytest.mark.parametrize(("transport", "name"), [("copy", BY_COPIES), ("staged", "tcp, through host memory")])
+def test_processes_that_share_a_gpu(transport: str, name: str) -> None:
+    for found_name, found, deterministic in ranks.values(ranks.run(2, over_processes, transport, "cuda:0")):
+        assert found_name == name
+        assert deterministic
+        check(found, 2)
 
 
 def without_autograd(communicator: Communicator, device: str, options: dict[str, Any]) -> list[Tensor]:
@@ -111,6 +126,7 @@ def without_autograd(communicator: Communicator, device: str, options: dict[str,
         (["cuda:0", "cuda:0"], without_autograd),
         pytest.param(["cuda:0", "cuda:1"], without_autograd, marks=two_gpus),
         pytest.param(["cuda:0", "cuda:1"], on_this_rank, marks=two_gpus),
+        pytest.param([f"cuda:{n}" for n in range(4)], on_this_rank, marks=four_gpus),
     ],
 )
 def test_threads(devices: list[str], run: Callable[..., list[Tensor]]) -> None:
@@ -118,7 +134,7 @@ def test_threads(devices: list[str], run: Callable[..., list[Tensor]]) -> None:
 
     def body(communicator: Communicator) -> None:
         found[communicator.rank] = {
-            name: run(communicator, communicator.device, options) for name, options in CASES.items()
+            name: run(communicator, communicator.device, options) for name, options in cases(communicator.size).items()
         }
 
     threads = [threading.Thread(target=body, args=(one,)) for one in Communicator.local(devices)]
@@ -126,9 +142,9 @@ def test_threads(devices: list[str], run: Callable[..., list[Tensor]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == [0, 1]
-    check(found[0])
-    check(found[1])
+    assert sorted(found) == list(range(len(devices)))
+    for of_rank in found.values():
+        check(of_rank, len(devices))
 
 
 def test_the_stream() -> None:
@@ -168,8 +184,8 @@ print(ctypes.CDLL("libcuda.so.1").cuCtxGetCurrent(ctypes.byref(context)))
     assert int(ran.stdout) == not_initialised
 
 
-def lose_rank_1(how: str) -> tuple[str, float]:
-    communicator = Communicator.from_process_group(timeout=3)
+def lose_rank_1(how: str, transport: Any) -> tuple[str, float]:
+    communicator = Communicator.from_process_group(timeout=3, transport=transport)
     q, k, v, _ = make()
     for _ in range(2):
         ring.attention(q, k, v, group=communicator)
@@ -184,8 +200,9 @@ def lose_rank_1(how: str) -> tuple[str, float]:
 
 
 @two_gpus
+@pytest.mark.parametrize("transport", ["copy", "nccl"])
 @pytest.mark.parametrize(("how", "words"), [("dies", "rank 1 left"), ("stops", "rank 1 was silent for 3 s")])
-def test_a_lost_rank_is_named_within_the_timeout(how: str, words: str) -> None:
-    text, seconds = ranks.run(2, lose_rank_1, how, backend="nccl", lost=1)[0]
+def test_a_lost_rank_is_named_within_the_timeout(how: str, words: str, transport: str) -> None:
+    text, seconds = ranks.run(2, lose_rank_1, how, transport, backend="nccl", lost=1)[0]
     assert words in text
     assert seconds < 9

@@ -256,6 +256,8 @@ def test_what_the_cache_function_refuses() -> None:
     assert not CACHE.any()
     with pytest.raises(ValueError, match="k, v: one of them"):
         tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, X, cache_seqlens=1)
+    with pytest.raises(ValueError, match=r"cache_seqlens: torch\.float32; accepted: integers"):
+        tessera.torch.flash_attn_with_kvcache(X, CACHE, CACHE, cache_seqlens=torch.tensor([1.5]))
 
 
 def test_what_the_flash_functions_refuse() -> None:
@@ -266,6 +268,8 @@ def test_what_the_flash_functions_refuse() -> None:
         tessera.torch.flash_attn_varlen_func(X[0], X[0], X[0], starts, starts, 2, 2, block_table=starts)
     with pytest.raises(ValueError, match="window left: -2; accepted: 0 or more"):
         tessera.torch.flash_attn_func(X, X, X, window_size=(-2, 0))
+    with pytest.raises(ValueError, match="window_size: 3; accepted: a pair of integers"):
+        tessera.torch.flash_attn_func(X, X, X, window_size=3)
 
 
 def test_rows_that_see_nothing_are_zero() -> None:

@@ -9,7 +9,8 @@
 #pragma once
 
 #include "cuda/ptx/gate.cuh"
-#include "cuda/sm80/bwd/notes.cuh"
+#include "cuda/sm80/bwd/block_work.cuh"
+#include "cuda/sm80/bwd/products.cuh"
 #include "cuda/sm80/bwd/store.cuh"
 #include "cuda/sm80/bwd/turn.cuh"
 #include "cuda/tile/dq_fragments.cuh"
@@ -18,13 +19,11 @@ namespace tessera::sm80 {
 
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 class BackwardBlock {
-  using Notes = BackwardNotes<kConfig, kRole>;
+  using Work = BlockWork<kConfig, kRole>;
   using Tiles = BackwardTiles<kConfig, kRole>;
   using Warp = BackwardWarp<kConfig, Element>;
   using Scores = BackwardScores<kConfig, Element, Program, kRole>;
   using Modifiers = typename Scores::Modifiers;
-  using DataLanes = TileLanes<Element, kConfig.row_bytes()>;
-  using WeightLanes = TileLanes<Element, kConfig.weight_row_bytes()>;
   static constexpr bool kOfKeys = kRole == BackwardRole::keys || kRole == BackwardRole::joint;
   static constexpr bool kGated = kConfig.gated();
   static constexpr int kM = Warp::kM;
@@ -34,8 +33,8 @@ class BackwardBlock {
   using Sum = float[kPresent ? kRowsOfFragments : 1][kPresent ? 4 * kN : 1];
 
  public:
-  TESSERA_DEVICE BackwardBlock(const BackwardParams& params, std::uint32_t s_base, Notes& s_notes)
-      : params_(params), s_notes_(s_notes), tiles_{s_base}, scores_(params_, tiles_, warp_) {
+  TESSERA_DEVICE BackwardBlock(const BackwardParams& params, std::uint32_t s_base, Work& s_work)
+      : params_(params), s_work_(s_work), tiles_{s_base}, scores_(params_, tiles_, warp_), products_(tiles_, warp_) {
     if constexpr (kGated) {
       if (threadIdx.x == 0) {
         ptx::gate_init(tiles_.gate(), kConfig.threads());
@@ -45,10 +44,12 @@ class BackwardBlock {
     }
   }
 
-  // Of the tile in the notes.
+  // Of the tile that it owns, see block_work.cuh.
   TESSERA_DEVICE void run() {
     if constexpr (kGated) {
       run_gated();
+    } else if constexpr (kConfig.resident != 0) {
+      run_resident();
     } else {
       run_streamed();
     }
@@ -62,7 +63,7 @@ class BackwardBlock {
   };
 
   TESSERA_DEVICE void run_gated() {
-    const NotedSteps<kConfig, Element, Program, kRole> steps(params_, tiles_, s_notes_);
+    const SharedSteps<kConfig, Element, Program, kRole> steps(params_, tiles_, s_work_);
     Sums sums;
     steps.begin();
     bool more = false;
@@ -76,21 +77,21 @@ class BackwardBlock {
     }
     steps.work_out_item();
     while (more) {
-      const NotedStep now = steps.step(step_);
+      const SharedStep now = steps.step(step_);
       const Modifiers modifiers(params_.score, now.sequence(), now.index(), now.head());
       typename Warp::Scores r_scores = {};
       typename Warp::Scores r_dp = {};
       typename Warp::Kept r_kept;
       ptx::gate_wait(tiles_.arrival(), stage());
-      score_product<true>(r_scores, tiles_.q(stage()), tiles_.k(stage()));
+      products_.scores(r_scores, tiles_.q(stage()), tiles_.k(stage()));
       pass_gate();
       scores_.weigh(modifiers, now, now.whole(), r_scores, r_kept, stage());  // while other warps multiply
       if constexpr (Scores::kFromDelta) {
         RowSums<kM> r_delta;
         scores_.negative_delta(r_delta, stage());
-        score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()), &r_delta);
+        products_.scores(r_dp, tiles_.dout(stage()), tiles_.v(stage()), &r_delta);
       } else {
-        score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
+        products_.scores(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
       }
       scores_.differentiate(modifiers, r_scores, r_dp, r_kept, stage());
       __syncthreads();
@@ -98,7 +99,7 @@ class BackwardBlock {
       // With the scores out of the registers, and when warps are no longer in step.
       more = load_ahead(steps, step_ + 1);
       if constexpr (kRole == BackwardRole::queries) {
-        query_product(sums.r_dq, tiles_.k(stage()));
+        products_.of_queries(sums.r_dq, tiles_.k(stage()));
         open_gate();
       } else if constexpr (kRole == BackwardRole::joint) {
         add_dq(now);
@@ -111,29 +112,54 @@ class BackwardBlock {
     store(sums);
   }
 
-  // Where there are no notes.
-  template <class Cursor, class Step>
+  using Loader = BackwardLoader<kConfig, Element, Program, kRole>;
+  using Step = typename Loader::Step;
+
+  // Where steps are not worked out ahead.
   struct TermOfCursor {
     const BackwardParams& params;
-    const Cursor& cursor;
+    const typename Loader::Cursor& cursor;
     const Step& step;
     TESSERA_DEVICE std::int64_t statistics_row() const { return sm80::statistics_row<kConfig>(params, step); }
     TESSERA_DEVICE int turn() const { return cursor.turn(step.query_tile()); }
   };
 
-  TESSERA_DEVICE void run_streamed() {
-    using Loader = BackwardLoader<kConfig, Element, Program, kRole>;
-    using Step = typename Loader::Step;
-    const OwnedTile& owned = s_notes_.owned;
-    Loader loader(params_, tiles_, owned);
+  // One stage, which the tiles of the next step reach while dQ is multiplied.
+  TESSERA_DEVICE void run_resident() {
+    static_assert(kRole == BackwardRole::joint && kConfig.stages == 1);
+    Loader loader(params_, tiles_, s_work_.owned);
     Sums sums;
     loader.load_owned();
+    bool more = loader.load_next(0);
+    while (more) {
+      const Step now = loader.step();
+      const Modifiers modifiers(params_.score, now.sequence(), now.index(), now.head());
+      typename Warp::Scores r_scores = {};
+      typename Warp::Scores r_dp = {};
+      typename Warp::Kept r_kept;
+      await_copies(loader, 0);
+      products_.scores(r_scores, tiles_.q(0), tiles_.k(0));
+      scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, 0);
+      products_.scores(r_dp, tiles_.dout(0), tiles_.v(0));
+      scores_.differentiate(modifiers, r_scores, r_dp, r_kept, 0);
+      __syncthreads();
+      multiply_by_keys(sums);
+      __syncthreads();
+      more = loader.load_next(0);
+      add_dq(TermOfCursor{params_, loader.cursor(), now});
+    }
+    store(sums);
+  }
+
+  TESSERA_DEVICE void run_streamed() {
+    Loader loader(params_, tiles_, s_work_.owned);
+    Sums sums;
     bool more = loader.valid();
     if constexpr (kConfig.stages == 2) {
       loader.load_next(stage());
     }
     while (more) {
-      const Step now = kConfig.stages == 2 ? loader.step() : Step(loader.cursor(), owned);
+      const Step now = kConfig.stages == 2 ? loader.step() : Step(loader.cursor(), s_work_.owned);
       const Modifiers modifiers(params_.score, now.sequence(), now.index(), now.head());
       typename Warp::Scores r_scores = {};
       typename Warp::Scores r_dp = {};
@@ -141,15 +167,12 @@ class BackwardBlock {
       more = false;
       for (int i = 0; i < loader.chunks(); ++i) {
         more = next_chunk(loader, following()) || more;
-        const int column = kConfig.resident != 0 ? 0 : loader.chunk_at(i) * kConfig.columns;
-        if (kConfig.resident != 0 || column < params_.dim_qk) {
-          score_product<true>(r_scores, tiles_.q(stage()), tiles_.k(stage()));
+        const int column = loader.chunk_at(i) * kConfig.columns;
+        if (column < params_.dim_qk) {
+          products_.scores(r_scores, tiles_.q(stage()), tiles_.k(stage()));
         }
-        if constexpr (kConfig.resident != 0) {  // while other warps multiply
-          scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, stage());
-        }
-        if (kConfig.resident != 0 || column < params_.dim_v) {
-          score_product<false>(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
+        if (column < params_.dim_v) {
+          products_.scores(r_dp, tiles_.dout(stage()), tiles_.v(stage()));
         }
         if (i + 1 < loader.chunks()) {
           step_ = following();
@@ -158,9 +181,7 @@ class BackwardBlock {
       if constexpr (kConfig.stages == 1) {
         more = loader.valid();
       }
-      if constexpr (kConfig.resident == 0) {
-        scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, stage());
-      }
+      scores_.weigh(modifiers, now, sees_whole<kConfig>(params_, now), r_scores, r_kept, stage());
       scores_.differentiate(modifiers, r_scores, r_dp, r_kept, stage());
       if constexpr (kRole == BackwardRole::bias) {
         add_to(sums.r_bias, r_dp);
@@ -169,10 +190,7 @@ class BackwardBlock {
         multiply_by_keys(sums);
       }
       if constexpr (kRole == BackwardRole::queries) {
-        query_product(sums.r_dq, tiles_.k(stage()));
-      }
-      if constexpr (kRole == BackwardRole::joint) {
-        add_dq(TermOfCursor<typename Loader::Cursor, Step>{params_, loader.cursor(), now});
+        products_.of_queries(sums.r_dq, tiles_.k(stage()));
       }
       step_ = following();
     }
@@ -188,21 +206,22 @@ class BackwardBlock {
   TESSERA_DEVICE int stage() const { return kGated ? step_ & 1 : step_; }
   TESSERA_DEVICE int following() const { return kConfig.stages == 2 ? step_ ^ 1 : 0; }
 
-  TESSERA_DEVICE static void await_copies() {
+  // What was copied is there for all threads, in the elements of the products.
+  TESSERA_DEVICE static void await_copies(Loader& loader, int stage) {
     ptx::copy_async_wait<0>();
+    loader.convert(stage);
     __syncthreads();
   }
 
   // The chunk of columns that comes next is there; with two stages the one after it is on its way.
-  template <class Loader>
   TESSERA_DEVICE static bool next_chunk(Loader& loader, int stage) {
     if constexpr (kConfig.stages == 2) {
-      await_copies();
+      await_copies(loader, stage ^ 1);
       return loader.load_next(stage);
     }
     __syncthreads();
     const bool begins = loader.load_next(stage);
-    await_copies();
+    await_copies(loader, stage);
     return begins;
   }
 
@@ -230,55 +249,30 @@ class BackwardBlock {
   // The products that take P and dS; all warps have written theirs.
   TESSERA_DEVICE void multiply_by_keys(Sums& sums) {
     if constexpr (kRole == BackwardRole::joint) {
-      pass_turn(s_notes_.added);
+      pass_turn(s_work_.added);
     }
     if constexpr (kOfKeys) {
       const bool dv = warp_.has_dv();
-      key_product(sums.r_keys, dv ? tiles_.p() : tiles_.ds(), dv ? tiles_.dout(stage()) : tiles_.q(stage()));
+      products_.of_keys(sums.r_keys, SharedTile::choose(dv, tiles_.p(), tiles_.ds()),
+                        SharedTile::choose(dv, tiles_.dout(stage()), tiles_.q(stage())));
     }
   }
 
   TESSERA_DEVICE void store(Sums& sums) {
+    if constexpr (kConfig.resident != 0) {
+      // A tile without a step leaves its copies on their way to where those of the next tile go.
+      ptx::copy_async_commit();
+      ptx::copy_async_wait<0>();
+    }
     if constexpr (kRole == BackwardRole::joint) {
       __syncthreads();
-      pass_turn(s_notes_.added);
+      pass_turn(s_work_.added);
     }
     if constexpr (kOfKeys) {
-      store_keys(s_notes_.owned, sums);
+      store_keys(s_work_.owned, sums);
     } else {
-      store_queries(s_notes_.owned, sums.r_dq);
+      store_queries(s_work_.owned, sums.r_dq);
     }
-  }
-
-  // [queries x keys] += A B^T over the columns in shared memory. A softcap can make what S is off by many times as large.
-  template <bool kNearest>
-  TESSERA_DEVICE void score_product(typename Warp::Scores& r_sum, std::uint32_t s_a, std::uint32_t s_b,
-                                    const RowSums<kM>* r_from = nullptr) const {
-    const DataLanes lanes;
-    multiply_tiles<Element, kConfig.columns>(
-        r_sum, [&](int row, int depth) { return lanes.template a_rows<kNearest>(s_a, warp_.query_row() + row, depth); },
-        [&](int column, int depth) {
-          return lanes.template b_rows<kNearest>(s_b, warp_.score_column() + column, depth);
-        },
-        r_from);
-  }
-
-  // [keys x columns] += W^T B for weights W [queries x keys].
-  TESSERA_DEVICE void key_product(typename Warp::KeyRows& r_sum, std::uint32_t s_weights, std::uint32_t s_b) const {
-    const WeightLanes weight_lanes;
-    const DataLanes lanes;
-    multiply_tiles<Element, kConfig.tile_q>(
-        r_sum, [&](int row, int depth) { return weight_lanes.a_columns(s_weights, warp_.key_row() + row, depth); },
-        [&](int column, int depth) { return lanes.b_columns(s_b, warp_.key_column() + column, depth); });
-  }
-
-  // [queries x columns] += dS K.
-  TESSERA_DEVICE void query_product(typename Warp::QueryRows& r_sum, std::uint32_t s_keys) const {
-    const WeightLanes weight_lanes;
-    const DataLanes lanes;
-    multiply_tiles<Element, kConfig.tile_k>(
-        r_sum, [&](int row, int depth) { return weight_lanes.a_rows(tiles_.ds(), warp_.query_row() + row, depth); },
-        [&](int column, int depth) { return lanes.b_columns(s_keys, warp_.query_column() + column, depth); });
   }
 
   TESSERA_DEVICE static void add_to(typename Warp::Scores& r_sum, const typename Warp::Scores& r_terms) {
@@ -301,11 +295,11 @@ class BackwardBlock {
     if (in_turns) {
       seen = ptx::relaxed_load(g_terms());
       if (threadIdx.x == 0) {
-        s_notes_.added = g_terms();
+        s_work_.added = g_terms();
       }
     }
     typename Warp::QueryRows r_term = {};
-    query_product(r_term, tiles_.k(stage()));
+    products_.of_queries(r_term, tiles_.k(stage()));
     open_gate();
     float* const g_tile = params_.dq_sum + at.statistics_row() * kConfig.columns;
     if (in_turns) {
@@ -335,25 +329,31 @@ class BackwardBlock {
     const tile::Sequence& sequence = owned.sequence;
     const int first = owned.tile * kConfig.tile_k + warp_.key_row();
     const int column = owned.chunk * kConfig.columns + warp_.key_column();
+    const BackwardOutput& output = dv ? params_.dv : params_.dk;
+    const float factor = dv ? 1.0F : params_.score.scale;
+    const int dim = dv ? params_.dim_v : params_.dim_qk;
     store_rows<Element, Program, Warp::kKeyM, Warp::kKeyN>(
-        dv ? params_.dv : params_.dk, sums.r_keys, dv ? 1.0F : params_.score.scale, sequence.batch, sequence.key_row,
-        owned.head, first, sequence.keys, sequence.stored_keys, column, dv ? params_.dim_v : params_.dim_qk);
+        {output, factor, sequence.batch, sequence.key_row, owned.head, first, sequence.keys, sequence.stored_keys,
+         column, dim},
+        sums.r_keys);
   }
 
   TESSERA_DEVICE void store_queries(const OwnedTile& owned, typename Warp::QueryRows& r_dq) const {
     const tile::Sequence& sequence = owned.sequence;
     const int first = owned.tile * kConfig.tile_q + warp_.query_row();
     const int column = owned.chunk * kConfig.columns + warp_.query_column();
-    store_rows<Element, Program, kM, Warp::kQueryN>(params_.dq, r_dq, params_.score.scale, sequence.batch,
-                                                    sequence.query_row, owned.head, first, sequence.queries,
-                                                    sequence.queries, column, params_.dim_qk);
+    store_rows<Element, Program, kM, Warp::kQueryN>(
+        {params_.dq, params_.score.scale, sequence.batch, sequence.query_row, owned.head, first, sequence.queries,
+         sequence.queries, column, params_.dim_qk},
+        r_dq);
   }
 
   const BackwardParams& params_;
-  Notes& s_notes_;
+  Work& s_work_;
   const Tiles tiles_;
   const Warp warp_;
   const Scores scores_;
+  const BackwardProducts<kConfig, Element, kRole> products_;
   int step_ = 0;  // of all of the block's or, streamed, the stage
 };
 

@@ -45,12 +45,17 @@ struct BackwardConfig {
   // Whether the warps of a block meet once a step, see block.cuh.
   constexpr bool gated() const { return resident != 0 && stages == 2; }
   static constexpr int kGateBytes = 16;
-  // The tile that a block owns and, where there is a gate, its steps: notes.cuh.
-  constexpr int notes_bytes() const { return gated() ? 512 : 192; }
-  constexpr int notes_offset(BackwardRole role) const {
-    return owned_bytes(role) + stages * stage_bytes(role) + weight_tiles(role) * weight_bytes() + kGateBytes;
+  // float32: a number for every 16 rows of the tiles and of what a warp has of P and dS, see pairs.cuh.
+  constexpr int scale_bytes() const {
+    return element_bytes == 4 ? 4 * (2 * (tile_q + tile_k) / 16 + 2 * 2 * warps) : 0;
   }
-  constexpr int shared_bytes(BackwardRole role) const { return notes_offset(role) + notes_bytes(); }
+  // The tile that a block owns and, where there is a gate, its steps: block_work.cuh.
+  constexpr int work_bytes() const { return gated() ? 512 : 192; }
+  constexpr int work_offset(BackwardRole role) const {
+    return owned_bytes(role) + stages * stage_bytes(role) + weight_tiles(role) * weight_bytes() + kGateBytes +
+           scale_bytes();
+  }
+  constexpr int shared_bytes(BackwardRole role) const { return work_offset(role) + work_bytes(); }
 };
 
 // A [batch, tokens, heads, dim] input.

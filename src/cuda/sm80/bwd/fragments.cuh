@@ -1,9 +1,7 @@
 // Products of tiles in shared memory: rows of 128 bytes or more whose pieces of 16 bytes are permuted within groups of eight,
 // so that neither matrix loads nor single words of a column meet in a bank.
 //
-// 16-bit elements take one instruction for 16 x 8 x 16, tf32 one for 16 x 8 x 8. float32 takes three of those: x = high + low,
-// where the product of the two low parts is below the last place. Tensor cores truncate what they add to an accumulator, which
-// would grow with the depth; each product therefore starts from zero and is added by an ordinary addition.
+// 16-bit elements take one instruction for 16 x 8 x 16, tf32 one for 16 x 8 x 8. float32 has products of its own: pairs.cuh.
 #pragma once
 
 #include "cuda/tile/shared_rows.cuh"
@@ -14,7 +12,7 @@ namespace tessera::sm80 {
 // eight lanes read two pieces of each of four rows.
 template <class Element>
 TESSERA_DEVICE constexpr int piece_permutation(int row) {
-  return tile::kElementBytes<Element> == 4 ? ((row & 3) << 1 | (row >> 2 & 1)) : row & 7;
+  return ptx::kSame<Element, ptx::tf32> ? ((row & 3) << 1 | (row >> 2 & 1)) : row & 7;
 }
 
 template <class Element, int kRowBytes>
@@ -27,60 +25,39 @@ template <class Element>
 struct Operands {
   static constexpr int kDepth = 32 / tile::kElementBytes<Element>;
   static constexpr bool kWords = tile::kElementBytes<Element> == 4;
-  static constexpr bool kSplit = ptx::kSame<Element, ptx::float32>;
-  static constexpr int kParts = kSplit ? 2 : 1;
   struct Fragment {
-    std::uint32_t part[kParts][4];
+    std::uint32_t words[4];
   };
 
-  // What was loaded becomes what the instructions take. Where kNearest, the high part of float32 is rounded, which takes an
-  // instruction more and makes errors a quarter; else it is cut off.
-  template <bool kNearest = false>
+  // What was loaded becomes what the instructions take.
   TESSERA_DEVICE static void prepare(Fragment& fragment) {
-    if constexpr (kWords && !kSplit) {
+    if constexpr (kWords) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        fragment.part[0][i] = ptx::round_to_tf32(fragment.part[0][i]);
-      }
-    } else if constexpr (kSplit) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const std::uint32_t whole = fragment.part[0][i];
-        fragment.part[0][i] = (kNearest ? whole + 0x1000U : whole) & 0xFFFFE000U;
-        fragment.part[1][i] = __float_as_uint(__uint_as_float(whole) - __uint_as_float(fragment.part[0][i]));
+        fragment.words[i] = ptx::round_to_tf32(fragment.words[i]);
       }
     }
   }
 
   // The lane's part of an address, see TileLanes.
-  template <bool kNearest>
   TESSERA_DEVICE static void load(Fragment& f, std::uint32_t s_address) {
-    ptx::load_matrices(s_address, f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
-    prepare<kNearest>(f);
+    ptx::load_matrices(s_address, f.words[0], f.words[1], f.words[2], f.words[3]);
+    prepare(f);
   }
 
   // d += a b for block `kBlock` of b.
   template <int kBlock>
   TESSERA_DEVICE static void multiply(float* d, const Fragment& a, const Fragment& b) {
-    if constexpr (kSplit) {
-      float sum[4] = {};
-      ptx::mma_tf32(sum, a.part[1], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
-      ptx::mma_tf32(sum, a.part[0], b.part[1][2 * kBlock], b.part[1][2 * kBlock + 1]);
-      ptx::mma_tf32(sum, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        d[i] += sum[i];
-      }
-    } else if constexpr (kWords) {
-      ptx::mma_tf32(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
+    if constexpr (kWords) {
+      ptx::mma_tf32(d, a.words, b.words[2 * kBlock], b.words[2 * kBlock + 1]);
     } else {
-      ptx::mma<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1]);
+      ptx::mma<Element>(d, a.words, b.words[2 * kBlock], b.words[2 * kBlock + 1]);
     }
   }
   // d = from + a b, of 16-bit elements.
   template <int kBlock>
   TESSERA_DEVICE static void multiply_first(float* d, const float (&from)[2], const Fragment& a, const Fragment& b) {
-    ptx::mma_first<Element>(d, a.part[0], b.part[0][2 * kBlock], b.part[0][2 * kBlock + 1], from[0], from[1]);
+    ptx::mma_first<Element>(d, a.words, b.words[2 * kBlock], b.words[2 * kBlock + 1], from[0], from[1]);
   }
 };
 
@@ -98,8 +75,7 @@ struct TileLanes {
   std::uint32_t by_word;   // row lane % 4, element lane / 4
 
   TESSERA_DEVICE TileLanes() {
-    // Where fragments have two parts, the registers that hold these through a step are spilled.
-    const int lane = static_cast<int>((Operands<Element>::kSplit ? ptx::fresh(threadIdx.x) : threadIdx.x) % 32);
+    const int lane = static_cast<int>(threadIdx.x % 32);
     by_rows = piece_offset<Element, kRowBytes>(lane % 16, lane / 16);
     by_eight = piece_offset<Element, kRowBytes>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
     by_word = piece_offset<Element, kRowBytes>(lane % 4, lane / 16) + lane / 4 % 4 * 4;
@@ -110,18 +86,15 @@ struct TileLanes {
     return s_tile + row * kRowBytes + (by_rows ^ (depth / kPieceElements) << 4);
   }
   // A from [row][depth]; depth and row start at multiples of the fragment's.
-  template <bool kNearest = false>
   TESSERA_DEVICE Fragment a_rows(std::uint32_t s_tile, int row, int depth) const {
     Fragment f;
-    Operands<Element>::template load<kNearest>(f, a_address(s_tile, row, depth));
+    Operands<Element>::load(f, a_address(s_tile, row, depth));
     return f;
   }
   // B from [column][depth].
-  template <bool kNearest = false>
   TESSERA_DEVICE Fragment b_rows(std::uint32_t s_tile, int column, int depth) const {
     Fragment f;
-    Operands<Element>::template load<kNearest>(
-        f, s_tile + column * kRowBytes + (by_eight ^ (depth / kPieceElements) << 4));
+    Operands<Element>::load(f, s_tile + column * kRowBytes + (by_eight ^ (depth / kPieceElements) << 4));
     return f;
   }
   // A from [depth][row].
@@ -129,13 +102,13 @@ struct TileLanes {
     Fragment f;
     if constexpr (Operands<Element>::kWords) {
       load_words(f, s_tile, row, depth);
-      const std::uint32_t second = f.part[0][1];
-      f.part[0][1] = f.part[0][2];
-      f.part[0][2] = second;
+      const std::uint32_t second = f.words[1];
+      f.words[1] = f.words[2];
+      f.words[2] = second;
       Operands<Element>::prepare(f);
     } else {
-      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_eight ^ (row / kPieceElements) << 4), f.part[0][0],
-                                    f.part[0][1], f.part[0][2], f.part[0][3]);
+      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_eight ^ (row / kPieceElements) << 4), f.words[0],
+                                    f.words[1], f.words[2], f.words[3]);
     }
     return f;
   }
@@ -146,8 +119,8 @@ struct TileLanes {
       load_words(f, s_tile, column, depth);
       Operands<Element>::prepare(f);
     } else {
-      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_rows ^ (column / kPieceElements) << 4),
-                                    f.part[0][0], f.part[0][1], f.part[0][2], f.part[0][3]);
+      ptx::load_matrices_transposed(s_tile + depth * kRowBytes + (by_rows ^ (column / kPieceElements) << 4), f.words[0],
+                                    f.words[1], f.words[2], f.words[3]);
     }
     return f;
   }
@@ -158,8 +131,8 @@ struct TileLanes {
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
       const std::uint32_t s_word = s_tile + depth * kRowBytes + (by_word ^ (column / kPieceElements + 2 * block) << 4);
-      f.part[0][2 * block] = ptx::load_word(s_word);
-      f.part[0][2 * block + 1] = ptx::load_word((s_word ^ 16) + 4 * kRowBytes);
+      f.words[2 * block] = ptx::load_word(s_word);
+      f.words[2 * block + 1] = ptx::load_word((s_word ^ 16) + 4 * kRowBytes);
     }
   }
 };
@@ -170,9 +143,7 @@ template <class Element, int kDepth, int kM, int kElements, class LoadA, class L
 TESSERA_DEVICE void multiply_tiles(float (&r_sum)[kM][kElements], const LoadA& a_at, const LoadB& b_at,
                                    const RowSums<kM>* r_from = nullptr) {
   using Ops = Operands<Element>;
-  // All steps are unrolled or, where each takes many instructions, few.
-  constexpr int kUnrolled = Ops::kSplit ? 2 : 16;
-#pragma unroll kUnrolled
+#pragma unroll
   for (int depth = 0; depth < kDepth; depth += Ops::kDepth) {
     typename Ops::Fragment a[kM];
 #pragma unroll

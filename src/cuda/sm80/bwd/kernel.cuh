@@ -8,28 +8,28 @@ namespace tessera::sm80 {
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
 TESSERA_DEVICE void backward(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
-  using Notes = BackwardNotes<kConfig, kRole>;
-  static_assert(sizeof(Notes) <= kConfig.notes_bytes());
-  auto& s_notes = *reinterpret_cast<Notes*>(s_raw + kConfig.notes_offset(kRole));
-  BackwardBlock<kConfig, Element, Program, kRole> block(params, ptx::shared_address(s_raw), s_notes);
+  using Work = BlockWork<kConfig, kRole>;
+  static_assert(sizeof(Work) <= kConfig.work_bytes());
+  auto& s_work = *reinterpret_cast<Work*>(s_raw + kConfig.work_offset(kRole));
+  BackwardBlock<kConfig, Element, Program, kRole> block(params, ptx::shared_address(s_raw), s_work);
   if constexpr (kRole == BackwardRole::joint) {
-    if (writes_notes<kConfig>()) {
-      s_notes.item = JointItems<kConfig>::before(params);
-      s_notes.added = nullptr;
+    if (works_out<kConfig>()) {
+      s_work.item = JointItems<kConfig>::before(params);
+      s_work.added = nullptr;
       if constexpr (kConfig.gated()) {
-        note_item<kConfig>(params, s_notes);
+        work_out_next_item<kConfig>(params, s_work);
       }
     }
-    while (next_item<kConfig>(params, s_notes)) {
+    while (next_item<kConfig>(params, s_work)) {
       block.run();
       __syncthreads();  // shared memory is read
     }
   } else {
-    if (writes_notes<kConfig>()) {
+    if (works_out<kConfig>()) {
       if constexpr (kRole == BackwardRole::bias) {
-        s_notes.owned = {};
+        s_work.owned = {};
       } else {
-        s_notes.owned = owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x));
+        s_work.owned = owned_tile<kConfig, kRole>(params, static_cast<int>(blockIdx.x));
       }
     }
     __syncthreads();

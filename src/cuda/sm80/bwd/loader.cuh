@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/sm80/bwd/order.cuh"
+#include "cuda/sm80/bwd/pairs.cuh"
 #include "cuda/sm80/bwd/tiles.cuh"
 #include "cuda/sm80/bwd/visits.cuh"
 
@@ -52,6 +53,8 @@ template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRo
 struct BackwardCopies {
   using Tiles = BackwardTiles<kConfig, kRole>;
   static constexpr bool kWideDout = !Program::kFunction || Program::kFloat32;  // dO may be float32 beside 16 bits
+  static constexpr bool kPairs = ptx::kSame<Element, ptx::float32>;  // warps copy the groups that they convert
+  static_assert(!kPairs || kConfig.stages == 1);
 
   const BackwardParams& params;
   const Tiles tiles;
@@ -82,8 +85,8 @@ struct BackwardCopies {
       load_simple<kConfig.tile_q>(tiles.q(stage), params.q, q);
       load_simple<kConfig.tile_q>(tiles.dout(stage), params.dout, dout);
     } else {
-      load<false, kConfig.tile_q>(tiles.q(stage), params.q, q, rows, column, params.dim_qk);
-      load<kWideDout, kConfig.tile_q>(tiles.dout(stage), params.dout, dout, rows, column, params.dim_v);
+      load<0, false, kConfig.tile_q>(tiles.q(stage), params.q, q, rows, column, params.dim_qk);
+      load<1, kWideDout, kConfig.tile_q>(tiles.dout(stage), params.dout, dout, rows, column, params.dim_v);
     }
   }
   TESSERA_DEVICE void load_keys(std::int64_t k, std::int64_t v, int rows, int column, int stage,
@@ -92,9 +95,18 @@ struct BackwardCopies {
       load_simple<kConfig.tile_k>(tiles.k(stage), params.k, k);
       load_simple<kConfig.tile_k>(tiles.v(stage), params.v, v);
     } else {
-      load<false, kConfig.tile_k>(tiles.k(stage), params.k, k, rows, column, params.dim_qk);
-      load<false, kConfig.tile_k>(tiles.v(stage), params.v, v, rows, column, params.dim_v);
+      load<0, false, kConfig.tile_k>(tiles.k(stage), params.k, k, rows, column, params.dim_qk);
+      load<1, false, kConfig.tile_k>(tiles.v(stage), params.v, v, rows, column, params.dim_v);
     }
+  }
+  // float32: what this warp's lanes have copied becomes pairs.
+  TESSERA_DEVICE void convert_queries(int stage) const {
+    convert<0, kConfig.tile_q>(tiles.q(stage));
+    convert<1, kConfig.tile_q>(tiles.dout(stage));
+  }
+  TESSERA_DEVICE void convert_keys(int stage) const {
+    convert<0, kConfig.tile_k>(tiles.k(stage));
+    convert<1, kConfig.tile_k>(tiles.v(stage));
   }
   // Whether streamed tiles of so many rows are loaded by load_simple.
   TESSERA_DEVICE bool is_simple(int rows) const {
@@ -112,9 +124,41 @@ struct BackwardCopies {
   }
 
  private:
-  template <bool kMayBeWide, int kTileRows>
+  // The groups of tile kOfTwo of two that are this warp's.
+  template <int kOfTwo, int kTileRows, class Body>
+  TESSERA_DEVICE static void for_each_group(const Body& body) {
+    constexpr int kGroups = kTileRows / kPairRows;
+    const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
+#pragma unroll
+    for (int i = 0; i < (kGroups + kConfig.warps - 1) / kConfig.warps; ++i) {
+      const int group = i * kConfig.warps + (warp + kOfTwo * kConfig.warps / 2) % kConfig.warps;
+      if (kGroups % kConfig.warps == 0 || group < kGroups) {
+        body(group);
+      }
+    }
+  }
+  template <int kOfTwo, int kTileRows>
+  TESSERA_DEVICE static void convert(const SharedTile& s_tile) {
+    using Group = tile::PairGroup<kConfig.columns, kPairRows>;
+    for_each_group<kOfTwo, kTileRows>([&](int group) {
+      const float scale = Group::convert(s_tile + group * Group::kBytes);
+      if (threadIdx.x % 32 == 0) {
+        ptx::store_float(s_tile.scales + 4 * group, scale);
+      }
+    });
+  }
+  template <int kOfTwo, bool kMayBeWide, int kTileRows>
   TESSERA_DEVICE void load(std::uint32_t s_tile, const BackwardInput& input, std::int64_t offset, int rows, int column,
                            int dim) const {
+    if constexpr (kPairs) {
+      for_each_group<kOfTwo, kTileRows>([&](int group) {
+        const int first = group * kPairRows;
+        load_tile<Element, kMayBeWide, kPairRows, kConfig.columns, 32>(s_tile + first * kConfig.row_bytes(), input,
+                                                                       offset + first * input.strides.token,
+                                                                       rows - first, column, dim);
+      });
+      return;
+    }
     load_tile<Element, kMayBeWide, kTileRows, kConfig.columns, kConfig.threads()>(s_tile, input, offset, rows, column,
                                                                                   dim);
   }
@@ -131,6 +175,7 @@ class BackwardLoader {
   using Cursor = typename BackwardCursor<kConfig, kRole>::Type;
   using Step = typename BackwardStep<kConfig, kRole>::Type;
   using Tiles = BackwardTiles<kConfig, kRole>;
+  using Copies = BackwardCopies<kConfig, Element, Program, kRole>;
 
   TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const Tiles& tiles, const OwnedTile& owned)
       : params_(params), copies_{params, tiles}, owned_(owned), cursor_(params, owned), step_(cursor_, owned) {}
@@ -148,7 +193,25 @@ class BackwardLoader {
     return chunk >= params_.chunks ? chunk - params_.chunks : chunk;
   }
 
-  TESSERA_DEVICE void load_owned() const { copies_.load_owned(owned_); }
+  TESSERA_DEVICE void load_owned() {
+    copies_.load_owned(owned_);
+    keys_loaded_ = Tiles::kOwnsKeys;
+    queries_loaded_ = Tiles::kOwnsQueries;
+  }
+  // float32: what was loaded since, and has arrived, becomes pairs.
+  TESSERA_DEVICE void convert(int stage) {
+    if constexpr (Copies::kPairs) {
+      __syncwarp();  // lanes convert what others have copied
+      if (queries_loaded_) {
+        copies_.convert_queries(stage);
+      }
+      if (keys_loaded_) {
+        copies_.convert_keys(stage);
+      }
+      queries_loaded_ = false;
+      keys_loaded_ = false;
+    }
+  }
 
   // The next chunk of columns to `stage`, of the next step once there are no more of this one; returns whether it began a step.
   TESSERA_DEVICE bool load_next(int stage) {
@@ -173,26 +236,30 @@ class BackwardLoader {
 
   // The tiles that the block owns come as well unless they are there already: where all of their columns fit, every stage keeps
   // them.
-  TESSERA_DEVICE void load_stage(int chunk, int stage) const {
+  TESSERA_DEVICE void load_stage(int chunk, int stage) {
     const int column = chunk * kConfig.columns;
     const bool whole = loads_ < kConfig.stages || chunks() > 1;
     if (!Tiles::kOwnsQueries && (whole || kRole != BackwardRole::queries)) {
       copies_.load_queries(cursor_.sequence(), cursor_.head(), cursor_.query_tile(), column, stage);
+      queries_loaded_ = true;
     }
     if (!Tiles::kOwnsKeys && (whole || !kOfKeys)) {
       copies_.load_keys(cursor_.sequence(), cursor_.head() / params_.batch.group_size, cursor_.key_tile(), column,
                         stage);
+      keys_loaded_ = true;
     }
     copies_.load_statistics(statistics_row<kConfig>(params_, cursor_), stage);
   }
 
   const BackwardParams& params_;
-  const BackwardCopies<kConfig, Element, Program, kRole> copies_;
+  const Copies copies_;
   const OwnedTile& owned_;
   Cursor cursor_;
   Step step_;
   int chunk_ = 0;
   int loads_ = 0;
+  bool queries_loaded_ = false;
+  bool keys_loaded_ = false;
 };
 
 }  // namespace tessera::sm80

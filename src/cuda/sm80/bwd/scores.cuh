@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/ptx/registers.cuh"
+#include "cuda/sm80/bwd/pairs.cuh"
 #include "cuda/sm80/bwd/tiles.cuh"
 #include "cuda/sm80/bwd/warp.cuh"
 #include "cuda/tile/element_mask.cuh"
@@ -19,6 +20,13 @@ TESSERA_DEVICE bool sees_whole(const BackwardParams& params, const At& at) {
   return tile::sees_whole_tile(tile::bounds_of(params.band, at.sequence()), at.sequence(),
                                at.query_tile() * kConfig.tile_q, kConfig.tile_q, at.key_tile() * kConfig.tile_k,
                                kConfig.tile_k);
+}
+
+// Where the scale of the weights around (query, key) is, from the first one on; see pairs.cuh.
+template <class Warp>
+TESSERA_DEVICE std::uint32_t weight_scale_offset(int query, int key) {
+  const int warp = query / Warp::kRows + Warp::kQueryWarps * (key / Warp::kScoreColumns);
+  return 4 * (Warp::kM * warp + query % Warp::kRows / kPairRows);
 }
 
 template <BackwardConfig kConfig, class Element, class Program, BackwardRole kRole>
@@ -136,7 +144,11 @@ class BackwardScores {
   }
 
   // Rows of fragment `m` of [queries x keys] to shared memory, in the elements of the products.
-  TESSERA_DEVICE void store_weights(const float (&r_weights)[4 * kScoreN], std::uint32_t s_tile, int m) const {
+  TESSERA_DEVICE void store_weights(const float (&r_weights)[4 * kScoreN], const SharedTile& s_tile, int m) const {
+    if constexpr (ptx::kSame<Element, ptx::float32>) {
+      store_pairs(r_weights, s_tile, m);
+      return;
+    }
     constexpr int kPieceElements = 16 / tile::kElementBytes<Element>;
     const std::uint32_t s_rows = s_tile + (warp_.query_row() + 16 * m) * kWeightBytes;
     if constexpr (ptx::kStoresMatrices && !Operands<Element>::kWords) {
@@ -164,6 +176,37 @@ class BackwardScores {
         } else {
           asm volatile("st.shared.b32 [%0], %1;" ::"r"(s_pair), "r"(ptx::pack<Element>(r_pair[0], r_pair[1]))
                        : "memory");
+        }
+      }
+    }
+  }
+
+  TESSERA_DEVICE void store_pairs(const float (&r_weights)[4 * kScoreN], const SharedTile& s_tile, int m) const {
+    const PairLanes<kWeightBytes> lanes;
+    const tile::PairScale scale = tile::scale_of(r_weights);
+    const int row = warp_.query_row() + 16 * m;
+    if (threadIdx.x % 32 == 0) {
+      ptx::store_float(s_tile.scales + weight_scale_offset<Warp>(row, warp_.score_column()), scale.from);
+    }
+#pragma unroll
+    for (int n = 0; n < kScoreN; n += 2) {
+      std::uint32_t high[4], low[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* const r_pair = r_weights + 4 * n + 2 * i;
+        tile::split_pair(r_pair[0] * scale.to, r_pair[1] * scale.to, high[i], low[i]);
+      }
+      if constexpr (ptx::kStoresMatrices) {
+        const std::uint32_t s_block = lanes.a_address(s_tile, row, warp_.score_column() + 8 * n);
+        ptx::store_matrices(s_block, high[0], high[1], high[2], high[3]);
+        ptx::store_matrices(s_block ^ 16, low[0], low[1], low[2], low[3]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int pair = (warp_.score_column() + 8 * n) / 8 + i / 2;
+          const std::uint32_t s_word = s_tile + lanes.offset(row + warp_.row + i % 2 * 8, pair) + warp_.column * 2;
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(s_word), "r"(high[i]) : "memory");
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(s_word ^ 16), "r"(low[i]) : "memory");
         }
       }
     }

@@ -66,37 +66,103 @@ TESSERA_DEVICE void store_pieces(void* g_target, std::int64_t offset, const floa
   }
 }
 
-// Fragments of 16 x 8, kM below each other and kN side by side, times `factor`, to the rows from `first` on; rows from `used` to
-// `stored` are zeros, and those behind are left out. Columns count from `column` and end at `dim`.
+// Fragments of 16 x 8, kM below each other and kN side by side, and where they go: their values times `factor` to the rows from
+// `first` on; rows from `used` to `stored` are zeros, and those behind are left out. Columns count from `column` and end at `dim`.
+template <class Element, class Program>
+struct RowsToStore {
+  const BackwardOutput& output;
+  float factor;
+  int batch, sequence_row, head;
+  int first, used, stored;
+  int column, dim;
+
+  TESSERA_DEVICE bool wide() const {
+    return tile::kElementBytes<Element> == 4 || is_float32<Program>(output.is_float32);
+  }
+  TESSERA_DEVICE std::int64_t offset(int row) const {
+    return batch * output.strides.batch + head * output.strides.head +
+           (static_cast<std::int64_t>(sequence_row) + row) * output.strides.token;
+  }
+  // The two values of a lane in row `r` of fragment (m, n).
+  TESSERA_DEVICE void store(int lane, int m, int n, int r, float low, float high) const {
+    const int row = first + 16 * m + 8 * r + lane / 4;
+    const int at = column + lane % 4 * 2 + 8 * n;
+    if (row < stored) {
+      store_pair<Element>(output, wide(), offset(row) + at, row < used ? low * factor : 0.0F,
+                          row < used ? high * factor : 0.0F, dim - at);
+    }
+  }
+};
+
+// Every fragment has code of its own.
 template <class Element, class Program, int kM, int kN>
-TESSERA_DEVICE void store_rows(const BackwardOutput& output, const float (&r_values)[kM][4 * kN], float factor,
-                               int batch, int sequence_row, int head, int first, int used, int stored, int column,
-                               int dim) {
-  const int lane = static_cast<int>(ptx::fresh(threadIdx.x)) % 32;  // not kept in a register since the kernel began
-  const bool wide = tile::kElementBytes<Element> == 4 || is_float32<Program>(output.is_float32);
+TESSERA_DEVICE void store_pairs(const RowsToStore<Element, Program>& rows, const float (&r_values)[kM][4 * kN],
+                                int lane) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = first + 16 * m + 8 * r + lane / 4;
-      const std::int64_t offset = batch * output.strides.batch + head * output.strides.head +
-                                  (static_cast<std::int64_t>(sequence_row) + row) * output.strides.token;
-      const bool used_row = row < used;
-      if constexpr (tile::kElementBytes<Element> == 2 && kN % 4 == 0) {
-        if (output.whole_pieces != 0 && !wide && used == stored) {
-          store_pieces<Element, kN>(output.data, offset, r_values[m], r, factor, used_row, column, dim);
-          continue;
-        }
-      }
-      if (row < stored) {
+      const int row = rows.first + 16 * m + 8 * r + lane / 4;
+      const std::int64_t offset = rows.offset(row);
+      const bool used_row = row < rows.used;
+      if (row < rows.stored) {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-          const int at = column + lane % 4 * 2 + 8 * n;
-          store_pair<Element>(output, wide, offset + at, used_row ? r_values[m][4 * n + 2 * r] * factor : 0.0F,
-                              used_row ? r_values[m][4 * n + 2 * r + 1] * factor : 0.0F, dim - at);
+          const int at = rows.column + lane % 4 * 2 + 8 * n;
+          store_pair<Element>(rows.output, rows.wide(), offset + at,
+                              used_row ? r_values[m][4 * n + 2 * r] * rows.factor : 0.0F,
+                              used_row ? r_values[m][4 * n + 2 * r + 1] * rows.factor : 0.0F, rows.dim - at);
         }
       }
     }
+  }
+}
+
+// Registers move up, so that the code of a fragment, with its branches, stands once.
+template <class Element, class Program, int kM, int kN>
+TESSERA_DEVICE void store_pairs_compactly(const RowsToStore<Element, Program>& rows,
+                                          const float (&r_values)[kM][4 * kN], int lane) {
+  constexpr int kValues = 4 * kM * kN;
+  float r_moved[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    r_moved[i] = r_values[i / (4 * kN)][i % (4 * kN)];
+  }
+#pragma unroll 1
+  for (int i = 0; i < kM * kN; ++i) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rows.store(lane, i / kN, i % kN, r, r_moved[2 * r], r_moved[2 * r + 1]);
+    }
+#pragma unroll
+    for (int k = 0; k + 4 < kValues; ++k) {
+      r_moved[k] = r_moved[k + 4];
+    }
+  }
+}
+
+// 16-bit rows are stored in pairs seldom: unrolled, that was a third of the time to compile the kernel.
+template <class Element, class Program, int kM, int kN>
+TESSERA_DEVICE void store_rows(const RowsToStore<Element, Program>& rows, const float (&r_values)[kM][4 * kN]) {
+  const int lane = static_cast<int>(ptx::fresh(threadIdx.x)) % 32;  // not kept in a register since the kernel began
+  if constexpr (tile::kElementBytes<Element> == 4) {
+    store_pairs<Element, Program, kM, kN>(rows, r_values, lane);
+  } else {
+    if constexpr (kN % 4 == 0) {
+      if (rows.output.whole_pieces != 0 && !rows.wide() && rows.used == rows.stored) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int row = rows.first + 16 * m + 8 * r + lane / 4;
+            store_pieces<Element, kN>(rows.output.data, rows.offset(row), r_values[m], r, rows.factor, row < rows.used,
+                                      rows.column, rows.dim);
+          }
+        }
+        return;
+      }
+    }
+    store_pairs_compactly<Element, Program, kM, kN>(rows, r_values, lane);
   }
 }
 

@@ -8,6 +8,16 @@
 
 namespace tessera::sm80 {
 
+// A tile in shared memory, and where its scales are if it consists of pairs.
+struct SharedTile {
+  std::uint32_t address, scales;
+  TESSERA_DEVICE operator std::uint32_t() const { return address; }
+  // One by one: a choice between structures is one between memories.
+  TESSERA_DEVICE static SharedTile choose(bool first, const SharedTile& a, const SharedTile& b) {
+    return {first ? a.address : b.address, first ? a.scales : b.scales};
+  }
+};
+
 // Addresses in the shared window. Tiles start at multiples of their rows, statistics come last in a stage.
 template <BackwardConfig kConfig, BackwardRole kRole>
 struct BackwardTiles {
@@ -23,16 +33,24 @@ struct BackwardTiles {
   std::uint32_t base;
 
   TESSERA_DEVICE std::uint32_t stage(int s) const { return base + kOwned + s * (kStreamedQueries + kStreamedKeys); }
-  TESSERA_DEVICE std::uint32_t q(int s) const { return kOwnsQueries ? base : stage(s); }
-  TESSERA_DEVICE std::uint32_t dout(int s) const { return q(s) + kConfig.query_bytes(); }
-  TESSERA_DEVICE std::uint32_t k(int s) const { return kOwnsKeys ? base : stage(s) + kStreamedQueries; }
-  TESSERA_DEVICE std::uint32_t v(int s) const { return k(s) + kConfig.key_bytes(); }
-  TESSERA_DEVICE std::uint32_t ds() const { return base + kTiles; }
-  TESSERA_DEVICE std::uint32_t p() const { return ds() + kConfig.weight_bytes(); }
+  TESSERA_DEVICE SharedTile q(int s) const { return {kOwnsQueries ? base : stage(s), scales()}; }
+  TESSERA_DEVICE SharedTile dout(int s) const { return {q(s) + kConfig.query_bytes(), scales() + kQueryScales}; }
+  TESSERA_DEVICE SharedTile k(int s) const {
+    return {kOwnsKeys ? base : stage(s) + kStreamedQueries, scales() + 2 * kQueryScales};
+  }
+  TESSERA_DEVICE SharedTile v(int s) const { return {k(s) + kConfig.key_bytes(), k(s).scales + kKeyScales}; }
+  TESSERA_DEVICE SharedTile ds() const { return {base + kTiles, scales() + 2 * (kQueryScales + kKeyScales)}; }
+  TESSERA_DEVICE SharedTile p() const { return {ds() + kConfig.weight_bytes(), ds().scales + kWeightScales}; }
   TESSERA_DEVICE std::uint32_t lse(int s) const { return base + kTiles + kWeights + s * kConfig.statistics_bytes(); }
   TESSERA_DEVICE std::uint32_t delta(int s) const { return lse(s) + 4 * kConfig.tile_q; }
   TESSERA_DEVICE std::uint32_t gate() const { return lse(kConfig.stages); }
   TESSERA_DEVICE std::uint32_t arrival() const { return gate() + 8; }
+
+ private:
+  static constexpr int kQueryScales = 4 * kConfig.tile_q / 16;
+  static constexpr int kKeyScales = 4 * kConfig.tile_k / 16;
+  static constexpr int kWeightScales = 4 * 2 * kConfig.warps;
+  TESSERA_DEVICE std::uint32_t scales() const { return gate() + kConfig.kGateBytes; }
 };
 
 // 8 elements (4 of float32) of a row that is not aligned or, where kMayBeWide, that is stored wider than it is computed with.
@@ -71,8 +89,9 @@ struct PieceOfThread {
   static constexpr int kStep = kThreads / kPieces;
   static_assert(kThreads % kPieces == 0);
 
-  const int piece = static_cast<int>(threadIdx.x) % kPieces;
-  const int first = static_cast<int>(threadIdx.x) / kPieces;
+  const int thread = static_cast<int>(kThreads == 32 ? threadIdx.x % 32 : threadIdx.x);  // of those that copy
+  const int piece = thread % kPieces;
+  const int first = thread / kPieces;
 
   // Of the thread's first piece, where the tile begins at `offset` (of elements).
   TESSERA_DEVICE const std::uint8_t* address(const BackwardInput& input, std::int64_t offset) const {

@@ -26,10 +26,15 @@ struct ForwardConfig {
   constexpr int key_bytes() const { return tile_k * padded_bytes(dim_qk); }
   constexpr int value_bytes() const { return tile_k * padded_bytes(dim_v); }
   constexpr int values_offset() const { return query_bytes() + stages * key_bytes(); }
-  constexpr int shared_bytes() const {
+  constexpr int scales_offset() const {
     return stages == 0 ? query_bytes() + (key_bytes() > value_bytes() ? key_bytes() : value_bytes())
                        : values_offset() + stages * value_bytes();
   }
+  // float32: a number for every 8 rows of the tiles, see tile/float_pairs.cuh.
+  constexpr int scale_bytes() const {
+    return element_bytes == 4 ? (tile_q() + 2 * (stages == 2 ? 2 : 1) * tile_k) / 2 : 0;
+  }
+  constexpr int shared_bytes() const { return scales_offset() + scale_bytes(); }
 
   // Whether registers hold the queries beside O and the scores of a tile, which float32 has in two parts.
   constexpr bool keeps_queries() const {

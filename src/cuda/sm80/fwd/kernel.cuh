@@ -5,7 +5,8 @@
 #pragma once
 
 #include "cuda/sm80/fwd/epilogue.cuh"
-#include "cuda/sm80/fwd/products_32.cuh"
+#include "cuda/sm80/fwd/products_float32.cuh"
+#include "cuda/sm80/fwd/products_tf32.cuh"
 #include "cuda/sm80/fwd/tile.cuh"
 #include "cuda/tile/program.cuh"
 
@@ -24,7 +25,8 @@ class Forward {
         s_keys_(s_queries_ + kConfig.query_bytes()),
         s_values_(s_queries_ + kConfig.values_offset()),
         warp_(__shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0)),
-        products_(s_queries_ + warp_ * kConfig.warp_rows() * Rows::QueryRows::kRowBytes) {}
+        products_(s_queries_ + warp_ * kConfig.warp_rows() * Rows::QueryRows::kRowBytes,
+                  s_queries_ + kConfig.scales_offset(), warp_) {}
 
   TESSERA_DEVICE void run() {
     start_rows();
@@ -61,6 +63,7 @@ class Forward {
   using Rows = Products<kConfig, Element>;
   static constexpr int kRowBlocks = kConfig.row_blocks;
   static constexpr int kThreads = kConfig.threads();
+  static constexpr bool kInPairs = ptx::kSame<Element, ptx::float32>;  // converted by the warps that copy them
 
   TESSERA_DEVICE void start_rows() {
 #pragma unroll
@@ -84,11 +87,19 @@ class Forward {
   // One key tile. With two stages the copies have all of a step to complete; with one, those of V run beside the scores and
   // those of K beside the output, and with none nothing does, but the widest heads fit.
   TESSERA_DEVICE void step(const ListedVisit& visit, int next_tile, int slot, bool has_next, bool first) {
+    const auto convert = [&] {
+      if (first) {
+        convert_queries();
+      }
+      convert_keys(slot);
+      if constexpr (kConfig.stages == 2) {
+        convert_values(slot);
+      }
+    };
     if (kConfig.stages == 1 && first) {
-      ptx::copy_async_wait<1>();
-      __syncthreads();
+      await_copies<1>(convert);
     } else {
-      await_copies();
+      await_copies(convert);
     }
     if constexpr (kConfig.stages == 2) {
       if (has_next) {
@@ -108,7 +119,7 @@ class Forward {
     float r_scores[kRowBlocks][Rows::kScores];
     const bool sees = sees_some_of(visit);
     if (sees) {
-      products_.scores(r_scores, s_keys_ + slot * kConfig.key_bytes());
+      products_.scores(r_scores, s_keys_ + slot * kConfig.key_bytes(), slot);
       modify(r_scores, visit);
 #pragma unroll
       for (int m = 0; m < kRowBlocks; ++m) {
@@ -121,7 +132,7 @@ class Forward {
       }
     }
     if constexpr (kConfig.stages == 1) {
-      await_copies();
+      await_copies([&] { convert_values(0); });
       if (has_next) {
         copy_keys(next_tile, 0);
         ptx::copy_async_commit();
@@ -130,10 +141,10 @@ class Forward {
       __syncthreads();
       copy_values(visit.tile, 0);
       ptx::copy_async_commit();
-      await_copies();
+      await_copies([&] { convert_values(0); });
     }
     if (sees) {
-      products_.output(r_output_, r_scores, s_values_ + slot * kConfig.value_bytes());
+      products_.output(r_output_, r_scores, s_values_ + slot * kConfig.value_bytes(), slot);
     }
     if constexpr (kConfig.stages == 0) {
       __syncthreads();
@@ -156,9 +167,12 @@ class Forward {
            first_key + kConfig.tile_k - 1 >= first_query + bounds_.lower;
   }
 
-  // Everything that was copied is there for all threads, and all of them are done with what was there before.
-  TESSERA_DEVICE static void await_copies() {
-    ptx::copy_async_wait<0>();
+  // What was copied, but for the latest kPending groups, is there and converted for all threads, and all of them are done with what
+  // was there before.
+  template <int kPending = 0, class Convert>
+  TESSERA_DEVICE static void await_copies(const Convert& convert) {
+    ptx::copy_async_wait<kPending>();
+    convert();
     __syncthreads();
   }
 
@@ -209,20 +223,48 @@ class Forward {
     const tile::Sequence& sequence = work_.sequence;
     const std::uint8_t* const g_first =
         tile::row_address(params_.q, sequence.batch, std::int64_t{sequence.query_row} + work_.first_query, work_.head);
-    tile::copy_rows<typename Rows::QueryRows, kConfig.tile_q(), kThreads>(
+    copy<kConfig.dim_qk, typename Rows::QueryRows, kConfig.tile_q()>(
         s_queries_, g_first, params_.q, params_.q.row_bytes, sequence.queries - work_.first_query);
   }
   TESSERA_DEVICE void copy_keys(int tile, int slot) const {
     const int first = tile * kConfig.tile_k;
-    tile::copy_rows<typename Rows::KeyRows, kConfig.tile_k, kThreads>(
-        s_keys_ + slot * kConfig.key_bytes(), g_keys_ + first * params_.k.token_stride, params_.k, params_.k.row_bytes,
-        work_.sequence.keys - first);
+    copy<kConfig.dim_qk, typename Rows::KeyRows, kConfig.tile_k>(s_keys_ + slot * kConfig.key_bytes(),
+                                                                 g_keys_ + first * params_.k.token_stride, params_.k,
+                                                                 params_.k.row_bytes, work_.sequence.keys - first);
   }
   TESSERA_DEVICE void copy_values(int tile, int slot) const {
     const int first = tile * kConfig.tile_k;
-    tile::copy_rows<typename Rows::ValueRows, kConfig.tile_k, kThreads>(
+    copy<kConfig.dim_v, typename Rows::ValueRows, kConfig.tile_k>(
         s_values_ + slot * kConfig.value_bytes(), g_values_ + first * params_.v.token_stride, params_.v,
         params_.v.row_bytes - work_.part * kConfig.dim_v * kConfig.element_bytes, work_.sequence.keys - first);
+  }
+  template <int kColumns, class TileRows, int kRows>
+  TESSERA_DEVICE void copy(std::uint32_t s_tile, const std::uint8_t* g_first, const RowSource& source, int row_bytes,
+                           int valid_rows) const {
+    if constexpr (kInPairs) {
+      tile::FloatPairs<kColumns, kRows, kConfig.warps>::copy(warp_, s_tile, g_first, source, row_bytes, valid_rows);
+    } else {
+      tile::copy_rows<TileRows, kRows, kThreads>(s_tile, g_first, source, row_bytes, valid_rows);
+    }
+  }
+
+  TESSERA_DEVICE void convert_queries() const {
+    if constexpr (kInPairs) {
+      tile::FloatPairs<kConfig.dim_qk, kConfig.tile_q(), kConfig.warps>::convert(warp_, s_queries_,
+                                                                                 products_.query_scales());
+    }
+  }
+  TESSERA_DEVICE void convert_keys(int slot) const {
+    if constexpr (kInPairs) {
+      tile::FloatPairs<kConfig.dim_qk, kConfig.tile_k, kConfig.warps>::convert(
+          warp_, s_keys_ + slot * kConfig.key_bytes(), products_.key_scales(slot));
+    }
+  }
+  TESSERA_DEVICE void convert_values(int slot) const {
+    if constexpr (kInPairs) {
+      tile::FloatPairs<kConfig.dim_v, kConfig.tile_k, kConfig.warps>::convert(
+          warp_, s_values_ + slot * kConfig.value_bytes(), products_.value_scales(slot));
+    }
   }
 
   const ForwardParams& params_;

@@ -107,6 +107,7 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
     row.threads = config().threads();
     row.registers = kernel_.registers();
     row.spill_bytes = kernel_.spill_bytes();
+    row.compiled = kernel_.compiled();
     row.shared_bytes = config().shared_bytes();
     row.blocks = blocks();
     row.waves = static_cast<double>(blocks()) /
@@ -160,9 +161,9 @@ class Sm80ForwardExecutable final : public DeviceExecutable {
   }
 
   // Tiles of a band end at different lengths: the longest begin first, inside sections of heads whose K and V stay in the L2
-  // cache.
+  // cache. With a quarter of it, too few blocks are left for how unevenly a section ends.
   void plan_tiles() {
-    constexpr std::int64_t kSectionBytes = std::int64_t{8} << 20;
+    constexpr std::int64_t kSectionBytes = std::int64_t{32} << 20;
     const Problem& problem = this->problem();
     std::int64_t lines = problem.heads_q;
     if (uniform_lengths(problem)) {

@@ -19,7 +19,7 @@ class Products {
   static constexpr int kOutputs = kConfig.dim_v / 2;
 
   // Of the warp's own rows.
-  TESSERA_DEVICE explicit Products(std::uint32_t s_queries)
+  TESSERA_DEVICE explicit Products(std::uint32_t s_queries, std::uint32_t /*s_scales*/, int /*warp*/)
       : lane_(static_cast<int>(threadIdx.x % 32)), queries_(s_queries, lane_ % 16, lane_ / 16) {}
 
   // Once the queries are in shared memory.
@@ -35,7 +35,7 @@ class Products {
     }
   }
 
-  TESSERA_DEVICE void scores(float (&r_scores)[kRowBlocks][kScores], std::uint32_t s_keys) {
+  TESSERA_DEVICE void scores(float (&r_scores)[kRowBlocks][kScores], std::uint32_t s_keys, int /*slot*/) {
     const tile::MatrixAddress<KeyRows::kRowBytes> keys(s_keys, lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2);
     std::uint32_t r_a[2][kRowBlocks][4];
     take_queries_of(r_a[0], 0);
@@ -64,7 +64,7 @@ class Products {
 
   // The accumulator of the scores, rounded, is the A operand for them.
   TESSERA_DEVICE void output(float (&r_output)[kRowBlocks][kOutputs], const float (&r_weights)[kRowBlocks][kScores],
-                             std::uint32_t s_values) {
+                             std::uint32_t s_values, int /*slot*/) {
     const tile::MatrixAddress<ValueRows::kRowBytes> values(s_values, lane_ % 16, lane_ / 16);
     std::uint32_t r_a[kRowBlocks][kScores / 2];
 #pragma unroll

@@ -30,14 +30,13 @@ struct BackwardConfig {
   constexpr int row_bytes() const { return sub_tiles() * kSubTileColumns * 2; }
   constexpr int key_bytes() const { return tile_k * row_bytes(); }
   constexpr int query_bytes() const { return tile_q * row_bytes(); }
-  // LSE and delta of a tile of queries: beside each other in each stage for score programs, else in parts of one step, behind
-  // what they are multiplied with (see StatisticParts and BackwardShared).
+  // LSE and delta of a tile of queries, of one step: in parts (see StatisticParts), and behind them what these are multiplied with
+  // (see BackwardShared) or, for score programs, one of the two as it is.
   constexpr int statistics_bytes() const { return tile_q * 4; }
   constexpr int parts_bytes() const { return tile_q * static_cast<int>(sizeof(StatisticParts)); }
-  static constexpr int kUnitBytes = 384;
-  static constexpr int most(int a, int b) { return a > b ? a : b; }
-  constexpr int all_statistics_bytes() const {
-    return most(2 * stages * statistics_bytes(), parts_bytes() + kUnitBytes);
+  static constexpr int kUnitBytes = 128;
+  constexpr int all_statistics_bytes(bool program) const {
+    return parts_bytes() + (program ? kUnitBytes + statistics_bytes() : 3 * kUnitBytes);
   }
   constexpr int weight_bytes() const { return tile_q * tile_k * 2; }
   // dQ of a tile in float32, in two halves of 64 x 64, one for each warpgroup: rows of it where a tile has 128 queries, else
@@ -46,9 +45,10 @@ struct BackwardConfig {
   constexpr int dq_half_bytes() const { return tile_q * dq_columns() * 4 / 2; }
 
   constexpr int barriers() const { return 6 + 4 * stages + 2 * kWarpgroups + 2 * kTileSlots; }
-  constexpr int shared_bytes() const {
-    return 2 * key_bytes() + 2 * stages * query_bytes() + all_statistics_bytes() + kWeightBuffers * weight_bytes() +
-           2 * kWriters * dq_half_bytes() + 64 * kTileSlots + 8 * barriers() + 8 * stages;
+  constexpr int shared_bytes(bool program) const {
+    return 2 * key_bytes() + 2 * stages * query_bytes() + all_statistics_bytes(program) +
+           kWeightBuffers * weight_bytes() + 2 * kWriters * dq_half_bytes() + 64 * kTileSlots + 8 * barriers() +
+           8 * stages;
   }
 };
 
@@ -56,7 +56,7 @@ struct BackwardParams {
   TensorMap q, k, v, dout;
   void *dk, *dv;
   Strides dk_strides, dv_strides;
-  const StatisticParts* parts;  // of each row of queries, padded to whole tiles; or, for score programs:
+  const StatisticParts* parts;  // of each row of queries, padded to whole tiles; and, for score programs:
   const float* lse_log2;        // +inf where nothing is seen
   const float* delta;           // rowsum(dO o O) - dLSE
   float* dq_sum;                // dQ in float32 and in the order of registers

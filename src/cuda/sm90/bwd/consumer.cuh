@@ -4,7 +4,9 @@
 // dK += dS^T Q; dS^T goes through shared memory for dQ = dS K alone, which each warpgroup computes half of.
 #pragma once
 
+#include "cuda/sm90/bwd/products.cuh"
 #include "cuda/sm90/bwd/score.cuh"
+#include "cuda/sm90/bwd/sums.cuh"
 #include "cuda/sm90/bwd/visits.cuh"
 #include "cuda/tile/listed.cuh"
 #include "cuda/tile/softmax.cuh"
@@ -14,20 +16,25 @@ namespace tessera::sm90 {
 template <BackwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 class BackwardConsumer {
  public:
-  using Shared = BackwardShared<kConfig>;
-  using Score = BackwardScore<kConfig, Element, kFeatures>;
+  using Shared = BackwardShared<kConfig, kFeatures>;
+  using Forms = typename Shared::Forms;
+  using Products = BackwardProducts<kConfig, Element, kFeatures>;
+  using Score = BackwardScore<kConfig, Element, kFeatures, Forms::kLseParts>;
+  using Statistic = typename Products::Statistic;
 
   TESSERA_DEVICE BackwardConsumer(const BackwardParams& params, const Shared& shared, int warpgroup)
       : params_(params),
         shared_(shared),
         warpgroup_(warpgroup),
         leader_(threadIdx.x % 128 == 0),
+        products_(shared, warpgroup),
         score_(params, warpgroup) {}
 
   TESSERA_DEVICE void run() {
     for (int round = 0;; ++round) {
       work_ = &shared_.await_tile(slot_);
       if (work_->valid == 0) {
+        round_sums();
         return;
       }
       key_parity_ = round & 1;
@@ -39,21 +46,21 @@ class BackwardConsumer {
   }
 
  private:
-  static constexpr int kScores = kConfig.tile_q / 2;
-  static constexpr int kOutputs = kConfig.head_dim / 2;
+  static constexpr int kScores = Products::kScores;
+  static constexpr int kOutputs = Products::kOutputs;
   static constexpr int kRowBarrier = 1;
-  static constexpr bool kParts = kFeatures == 0;  // of LSE and delta, see StatisticParts
-  static constexpr int kLseUnit = 0;
-  static constexpr int kDeltaUnit = 1;
-  // dP waits until softcap and function are done with S: with tiles of 128 queries registers do not hold both beside P and its
-  // derivative.
-  static constexpr bool kDweightsLast = Score::kHasDerivative && kConfig.tile_q == 128;
-  // Whether a buffer of dS is awaited before dP. It need not be; but without a branch in between the compiler puts exponentials
-  // behind the wait for dP. 128 queries and a score program leave no registers for that.
-  static constexpr bool kAwaitEarly = kFeatures == 0 || kConfig.tile_q == 64;
+
+  TESSERA_DEVICE void round_sums() const {
+    if constexpr (kMask == MaskKind::listed) {
+      // In a tile that is none only the first word means anything.
+      BackwardTile& s_none = shared_.tiles[slot_.slot];
+      DqRounder<kConfig, Element>(params_, warpgroup_ == 0 ? &s_none.begin : &s_none.end, kRowBarrier + warpgroup_)
+          .run(params_.scale * score_.kept_scale());
+    }
+  }
 
   TESSERA_DEVICE void walk_queries() {
-    const BackwardVisits visits(*work_);
+    const BackwardVisits<kMask> visits(*work_);
     if (visits.count() == 0) {
       zero(r_dk_);
       zero(r_dv_);
@@ -72,8 +79,9 @@ class BackwardConsumer {
     }
     for (int member = 0; kMask != MaskKind::listed && member < params_.batch.group_size; ++member) {
       score_.start_head(*work_, work_->key_head * params_.batch.group_size + member);
+      const int start = visits.start(member, params_.batch.group_size);
       for (int step = 0; step < visits.count(); ++step) {
-        const int first_query = visits.at(step) * kConfig.tile_q;
+        const int first_query = visits.at(start, step) * kConfig.tile_q;
         walk_tile(first_query, ends_inside || is_partial(first_query));
       }
     }
@@ -86,7 +94,7 @@ class BackwardConsumer {
       ptx::mbarrier_wait(shared_.bar_weights, weight_parity_ ^ 1);
     }
     float r_dq[32];
-    issue_dq(r_dq, weight_buffer_ ^ 1);
+    products_.issue_dq(r_dq, weight_buffer_ ^ 1);
     ptx::wgmma_wait<0>();
     ptx::pin(r_dq);
     if (leader_) {
@@ -117,8 +125,7 @@ class BackwardConsumer {
            (kMask == MaskKind::window && work_->first_key < first_query + kConfig.tile_q - 1 + work_->lower);
   }
 
-  // Kernels that are compiled when they are first used have the code of a step once, which compiles in half the time, and zero
-  // hidden elements after it.
+  // Kernels with a score program have the code of a step once, which compiles in half the time, and zero hidden elements after it.
   TESSERA_DEVICE void walk_tile(int first_query, bool masked, int bits = 0) {
     if (kFeatures == 0 && masked) {
       load_bits(bits);
@@ -146,60 +153,52 @@ class BackwardConsumer {
     std::uint32_t r_dpacked[kScores / 2];
 
     ptx::mbarrier_wait(shared_.bar_query_full + stage_.slot, stage_.parity);
-    if constexpr (kParts) {
-      ptx::mbarrier_wait(shared_.bar_parts_full, parts_parity_);
-    }
-    issue_scores(r_scores, shared_.keys, shared_.queries, kLseUnit);
+    ptx::mbarrier_wait(shared_.bar_parts_full, parts_parity_);
+    products_.template issue_scores<Statistic::lse>(r_scores, shared_.keys, shared_.queries, stage_.slot);
     score_.draw(*work_, first_query, shared_.weights + weight_buffer_ * kConfig.weight_bytes(),
                 kRowBarrier + warpgroup_, [this] { await_weight_buffer(); });
-    if constexpr (kDweightsLast) {
-      ptx::wgmma_wait<0>();
-    } else {
-      issue_dweights(r_dweights);
-      ptx::wgmma_wait<1>();
-    }
+    issue_dweights(r_dweights);
+    ptx::wgmma_wait<1>();
     ptx::pin(r_scores);
     if constexpr (kMasked) {
       hide(r_scores, first_query);
     }
     if constexpr (Score::kChangesWeights) {
-      score_.compute_weights(r_packed, r_scores, *work_, first_query, statistics(shared_.lse_log2));
+      score_.compute_weights(r_packed, r_dpacked, r_scores, *work_, first_query, statistics(shared_.lse_log2));
     } else {
       compute_weights(r_scores);
       tile::round_to<Element>(r_packed, r_scores);
     }
     if (kFeatures != 0 && masked) {
-      zero_hidden(r_scores, r_packed, first_query);
+      zero_hidden(r_packed, first_query);
     }
-    if constexpr (kDweightsLast) {
-      issue_dweights(r_dweights);
-    }
-    if constexpr (kAwaitEarly) {
-      await_weight_buffer();
-    }
+    // It need not be awaited before dP, but without a branch in between the compiler puts exponentials behind the wait for dP.
+    await_weight_buffer();
     ptx::wgmma_wait<0>();
     ptx::pin(r_dweights);
-    release_parts();
-    if constexpr (Score::kDropout) {
-      score_.compute_score_gradients(r_dpacked, r_packed, r_scores, r_dweights, statistics(shared_.delta));
+    if constexpr (!Forms::kReadsDelta) {
+      release_parts();
+    }
+    if constexpr (kFeatures != 0) {
+      score_.compute_score_gradients(r_dpacked, r_packed, r_dweights, statistics(shared_.delta));
     } else {
       compute_score_gradients<kMasked>(r_dpacked, r_scores, r_dweights);
     }
+    if constexpr (Forms::kReadsDelta) {
+      release_parts();
+    }
     if (kFeatures != 0 && masked) {
-      zero_hidden(r_scores, r_dpacked, first_query);
+      zero_hidden(r_dpacked, first_query);
     }
 
-    if constexpr (!kAwaitEarly) {
-      await_weight_buffer();
-    }
     score_.finish_draw(kRowBarrier + warpgroup_);
-    store_score_gradients(r_dpacked);
+    products_.store_score_gradients(r_dpacked, weight_buffer_);
     // dQ of the step before, so that the warpgroups need not be in step; in the first one of nothing. It is handed over while the
     // products behind it are under way.
     float r_dq[32];
-    issue_dq(r_dq, weight_buffer_ ^ 1);
-    issue_gradient(r_dv_, r_packed, shared_.douts);
-    issue_gradient(r_dk_, r_dpacked, shared_.queries);
+    products_.issue_dq(r_dq, weight_buffer_ ^ 1);
+    products_.issue_gradient(r_dv_, r_packed, shared_.douts, stage_.slot, accumulate_);
+    products_.issue_gradient(r_dk_, r_dpacked, shared_.queries, stage_.slot, accumulate_);
     ptx::wgmma_wait<2>();
     ptx::pin(r_dq);
     hand_over_weights();
@@ -237,54 +236,21 @@ class BackwardConsumer {
     }
   }
 
-  // Of this stage: this thread's columns.
-  TESSERA_DEVICE const float2* statistics(const float* s_values) const {
-    return reinterpret_cast<const float2*>(s_values + stage_.slot * kConfig.tile_q) + threadIdx.x % 4;
+  // Of this thread's columns.
+  TESSERA_DEVICE static const float2* statistics(const float* s_values) {
+    return reinterpret_cast<const float2*>(s_values) + threadIdx.x % 4;
   }
 
   // A stage, by every thread, since each has read statistics in it: racecheck does not see that __syncwarp() orders the reads of
   // a warp before one arrival of it. Costs 0.1 %.
   TESSERA_DEVICE static void release(std::uint64_t* bar_empty) { ptx::mbarrier_arrive(bar_empty); }
 
-  // LSE or delta in parts is one more step of depth, of ones and parts. Read from shared memory by each thread for its columns,
-  // they take its bandwidth four times as long.
-  TESSERA_DEVICE void issue_parts(float (&r_result)[kScores], int unit) const {
-    if constexpr (kParts) {
-      const std::uint32_t s_unit = ptx::fresh(ptx::shared_address(shared_.units)) + unit * 128;
-      const std::uint32_t s_parts = ptx::fresh(ptx::shared_address(shared_.parts));
-      ptx::Wgmma<kConfig.tile_q, ptx::bfloat16>::ss(r_result, ptx::unswizzled(s_unit, (2 - unit) * 128, 0),
-                                                    ptx::unswizzled(s_parts, 0, 128));
-    }
-  }
-
+  // By every thread that has read statistics itself, as release().
   TESSERA_DEVICE void release_parts() {
-    if constexpr (kParts) {
-      if (threadIdx.x % 32 == 0) {
-        ptx::mbarrier_arrive(shared_.bar_parts_empty);
-      }
-      parts_parity_ ^= 1;
+    if (Forms::kReads || threadIdx.x % 32 == 0) {
+      ptx::mbarrier_arrive(shared_.bar_parts_empty);
     }
-  }
-
-  // A B^T of this warpgroup's rows of A and all rows of B, both with their depth contiguous; minus LSE or delta in parts.
-  TESSERA_DEVICE void issue_scores(float (&r_result)[kScores], const std::uint8_t* s_a, const std::uint8_t* s_b,
-                                   int unit) {
-    using Product = ptx::Wgmma<kConfig.tile_q, Element>;
-    const std::uint32_t s_rows = ptx::fresh(ptx::shared_address(s_a) + warpgroup_ * 64 * 128);
-    const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_b) + stage_.slot * kConfig.query_bytes());
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kConfig.head_dim / 16; ++k) {
-      const std::uint64_t a = ptx::depth_major(s_rows, k / 4 * kConfig.tile_k * 128 + k % 4 * 32);
-      const std::uint64_t b = ptx::depth_major(s_stage, k / 4 * kConfig.tile_q * 128 + k % 4 * 32);
-      if (k == 0) {
-        Product::ss_first(r_result, a, b);
-      } else {
-        Product::ss(r_result, a, b);
-      }
-    }
-    issue_parts(r_result, unit);
-    ptx::wgmma_commit();
+    parts_parity_ ^= 1;
   }
 
   TESSERA_DEVICE void issue_dweights(float (&r_dweights)[kScores]) {
@@ -292,43 +258,7 @@ class BackwardConsumer {
     if (!accumulate_) {
       ptx::mbarrier_wait(shared_.bar_value_full, key_parity_);
     }
-    issue_scores(r_dweights, shared_.values, shared_.douts, kDeltaUnit);
-  }
-
-  // dV += P^T dO and dK += dS^T Q.
-  TESSERA_DEVICE void issue_gradient(float (&r_gradient)[kOutputs], const std::uint32_t (&r_weights)[kScores / 2],
-                                     const std::uint8_t* s_stages) {
-    using Product = ptx::Wgmma<kConfig.head_dim, Element>;
-    const std::uint32_t s_stage = ptx::fresh(ptx::shared_address(s_stages) + stage_.slot * kConfig.query_bytes());
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kConfig.tile_q / 16; ++k) {
-      Product::rs(r_gradient, r_weights + 4 * k, ptx::width_major(s_stage, kConfig.tile_q * 128, k * 2048),
-                  accumulate_ || k > 0);
-    }
-    ptx::wgmma_commit();
-  }
-
-  // This warpgroup's half of dQ = dS K, over all keys.
-  TESSERA_DEVICE void issue_dq(float (&r_dq)[32], int buffer) {
-    using Product = ptx::Wgmma<64, Element>;
-    constexpr bool kHalfOfRows = kConfig.tile_q == 128;
-    const std::uint32_t s_weights = ptx::fresh(ptx::shared_address(shared_.weights) + buffer * kConfig.weight_bytes() +
-                                               (kHalfOfRows ? warpgroup_ * kConfig.tile_k * 128 : 0));
-    const std::uint32_t s_keys =
-        ptx::fresh(ptx::shared_address(shared_.keys) + (kHalfOfRows ? 0 : warpgroup_ * kConfig.tile_k * 128));
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kConfig.tile_k / 16; ++k) {
-      const std::uint64_t a = ptx::width_major(s_weights, kConfig.tile_k * 128, k * 2048);
-      const std::uint64_t b = ptx::width_major(s_keys, kConfig.tile_k * 128, k * 2048);
-      if (k == 0) {
-        Product::template ss_first<1, 1>(r_dq, a, b);
-      } else {
-        Product::template ss<1, 1>(r_dq, a, b);
-      }
-    }
-    ptx::wgmma_commit();
+    products_.template issue_scores<Statistic::delta>(r_dweights, shared_.values, shared_.douts, stage_.slot);
   }
 
   // P^T = 2^(scale (S^T - LSE / scale)), of which the product did the difference.
@@ -344,30 +274,13 @@ class BackwardConsumer {
   template <bool kMasked>
   TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_packed)[kScores / 2], const float (&r_weights)[kScores],
                                               const float (&r_dweights)[kScores]) const {
-    const float2* const s_delta = statistics(shared_.delta);
-    const auto gradient = [&](int i, float delta) {
-      const float value = r_weights[i] * (r_dweights[i] - delta);
+    const auto gradient = [&](int i) {
+      const float value = r_weights[i] * r_dweights[i];
       return kMasked && r_weights[i] == 0.0F ? 0.0F : value;  // whatever dP is where nothing is seen
     };
 #pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
-      const float2 delta = kParts ? float2{} : s_delta[4 * i];
-      r_packed[2 * i] = ptx::pack<Element>(gradient(4 * i, delta.x), gradient(4 * i + 1, delta.y));
-      r_packed[2 * i + 1] = ptx::pack<Element>(gradient(4 * i + 2, delta.x), gradient(4 * i + 3, delta.y));
-    }
-  }
-
-  // dS^T as rows of keys: 64 queries (128 bytes) in a row of a sub-tile.
-  TESSERA_DEVICE void store_score_gradients(const std::uint32_t (&r_packed)[kScores / 2]) const {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const int row = warpgroup_ * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + lane % 16;
-    const std::uint32_t s_row =
-        ptx::fresh(ptx::shared_address(shared_.weights) + weight_buffer_ * kConfig.weight_bytes() + row * 128);
-#pragma unroll
-    for (int i = 0; i < kScores / 4; i += 2) {
-      const int chunk = i + lane / 16;
-      const std::uint32_t s_target = s_row + chunk / 8 * kConfig.tile_k * 128 + (chunk % 8 ^ row % 8) * 16;
-      ptx::store_matrices(s_target, r_packed[2 * i], r_packed[2 * i + 1], r_packed[2 * i + 2], r_packed[2 * i + 3]);
+    for (int i = 0; i < kScores / 2; ++i) {
+      r_packed[i] = ptx::pack<Element>(gradient(2 * i), gradient(2 * i + 1));
     }
   }
 
@@ -409,16 +322,13 @@ class BackwardConsumer {
     tile::hide_scores<true>(r_scores, first, last);
   }
 
-  // What is hidden of a fragment and of its 16-bit form.
-  TESSERA_DEVICE void zero_hidden(float (&r_values)[kScores], std::uint32_t (&r_packed)[kScores / 2],
-                                  int first_query) const {
+  // What is hidden of a fragment in 16 bits.
+  TESSERA_DEVICE void zero_hidden(std::uint32_t (&r_packed)[kScores / 2], int first_query) const {
     float r_hidden[kScores] = {};
     hide(r_hidden, first_query);
 #pragma unroll
     for (int i = 0; i < kScores; i += 2) {
       const bool hidden[2] = {r_hidden[i] != 0.0F, r_hidden[i + 1] != 0.0F};
-      r_values[i] = hidden[0] ? 0.0F : r_values[i];
-      r_values[i + 1] = hidden[1] ? 0.0F : r_values[i + 1];
       r_packed[i / 2] &= (hidden[0] ? 0U : 0x0000FFFFU) | (hidden[1] ? 0U : 0xFFFF0000U);
     }
   }
@@ -460,6 +370,7 @@ class BackwardConsumer {
   const Shared& shared_;
   const int warpgroup_;
   const bool leader_;
+  const Products products_;
   Score score_;
 
   const BackwardTile* work_ = nullptr;

@@ -10,13 +10,12 @@ namespace tessera::sm90 {
 template <BackwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
 TESSERA_DEVICE void backward(const BackwardParams& params) {
   extern __shared__ __align__(1024) std::uint8_t s_raw[];
-  const BackwardShared<kConfig> shared(s_raw);
+  using Shared = BackwardShared<kConfig, kFeatures>;
+  const Shared shared(s_raw);
   if (threadIdx.x == 0) {
     shared.init_barriers();
   }
-  if constexpr (kFeatures == 0) {
-    shared.init_units(static_cast<int>(threadIdx.x));
-  }
+  shared.init_units(static_cast<int>(threadIdx.x), params.score);
   __syncthreads();
   const int warpgroup = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {
@@ -25,7 +24,7 @@ TESSERA_DEVICE void backward(const BackwardParams& params) {
     if (threadIdx.x == 0) {
       BackwardLoader<kConfig, kMask, kFeatures>(params, shared).run();
     } else if (warp == 1 || warp == 2) {
-      DqWriter<kConfig, kMask>(params, shared, warp - 1).run();
+      DqWriter<kConfig, kMask, kFeatures>(params, shared, warp - 1).run();
     }
   } else {
     ptx::raise_registers<BackwardConfig::kConsumerRegisters>();

@@ -28,10 +28,13 @@ using sm90::BackwardParams;
 // In ascending order of head dims.
 constexpr std::array kConfigs{
 #define TESSERA_SM90_BACKWARD(head_dim, tile_q, tile_k, stages, set) BackwardConfig{head_dim, tile_q, tile_k, stages},
-#define TESSERA_SM90_BACKWARD_LISTED(head_dim, tile_q, tile_k, stages, set)
 #include "cuda/sm90/bwd/table.def"
-#undef TESSERA_SM90_BACKWARD_LISTED
-#undef TESSERA_SM90_BACKWARD
+};
+
+constexpr std::array kProgramRows{
+#define TESSERA_SM90_BACKWARD_PROGRAMS(head_dim, tile_q, tile_k, stages, program, set) \
+  ProgramRow{head_dim, TableProgram::program},
+#include "cuda/sm90/bwd/table.def"
 };
 
 KernelImage image_of(const BackwardConfig& config, const Problem& problem) {
@@ -58,8 +61,8 @@ class BackwardExecutable final : public DeviceExecutable {
         kernel_(Kernel::load(device(), image_)),
         convert_kernel_(Kernel::load(device(), "backward_rows", "backward_convert")),
         deterministic_(options.deterministic),
-        statistics_(device(), problem, tiles_.tile_q, {1, options.deterministic, backward_features(problem) == 0},
-                    layout_) {
+        is_program_(backward_features(problem) != 0),
+        statistics_(device(), problem, tiles_.tile_q, {1, options.deterministic, true, is_program_}, layout_) {
     plan_tiles();
     dq_sum_ = layout_.add<float>(checked_mul(statistics_.rows(), tiles_.dq_columns(), "dQ"));
     if (!uniform_lengths(problem)) {
@@ -78,6 +81,7 @@ class BackwardExecutable final : public DeviceExecutable {
       row.threads = threads;
       row.registers = kernel.registers();
       row.spill_bytes = kernel.spill_bytes();
+      row.compiled = kernel.compiled();
       row.blocks = blocks;
       facts.kernels.push_back(row);
       return &facts.kernels.back();
@@ -87,9 +91,11 @@ class BackwardExecutable final : public DeviceExecutable {
     row->tile_q = tiles_.tile_q;
     row->tile_k = tiles_.tile_k;
     row->stages = tiles_.stages;
-    row->shared_bytes = tiles_.shared_bytes();
+    row->shared_bytes = tiles_.shared_bytes(is_program_);
     row->waves = static_cast<double>(order_.tiles) / static_cast<double>(blocks_);
-    add("backward_convert", convert_kernel_, kConvertThreads, convert_blocks());
+    if (!rounds_sums()) {
+      add("backward_convert", convert_kernel_, kConvertThreads, convert_blocks());
+    }
     return facts;
   }
 
@@ -109,7 +115,9 @@ class BackwardExecutable final : public DeviceExecutable {
                     stream);
     run_kernel(tensors, batch, workspace, stream);
     statistics_.sum_sinks(tensors, batch, workspace, stream);
-    convert(tensors, batch, workspace, stream);
+    if (!rounds_sums()) {
+      convert(tensors, batch, workspace, stream);
+    }
   }
 
  private:
@@ -117,6 +125,13 @@ class BackwardExecutable final : public DeviceExecutable {
   static constexpr std::int64_t kSectionBytes = std::int64_t{16} << 20;
   static constexpr std::int64_t kListedSectionBytes = std::int64_t{32} << 20;
 
+  // Whether the kernel itself rounds dQ, which it can where it knows when the last term is added. The more there is to round the
+  // less of it falls into the time in which some blocks still add: then a kernel with more threads is faster.
+  bool rounds_sums() const {
+    constexpr std::int64_t kMostBytes = std::int64_t{64} << 20;
+    return needs_lists(problem().mask) && deterministic_ &&
+           statistics_.rows() * tiles_.dq_columns() * static_cast<std::int64_t>(sizeof(float)) <= kMostBytes;
+  }
   std::int64_t convert_blocks() const { return statistics_.rows() / tiles_.tile_q; }
 
   void plan_tiles() {
@@ -139,30 +154,35 @@ class BackwardExecutable final : public DeviceExecutable {
 
   // Tiles of keys in sections of key heads that fit the L2 cache with their Q, dO and dQ, the longest tiles of a section
   // first. Where blocks take turns at dQ, heads are dealt to groups of blocks whose tiles take the same time, if all of a
-  // head fits the device at once; longer heads in chunks. See BackwardVisits.
+  // head fits the device at once; longer heads in chunks. See order.h.
   void plan_order(std::int64_t lines) {
-    order_.chunks = 1;
+    order_.apart = 1;
+    order_.span = std::max(order_.tiles_of_head, 1);
     if (needs_lists(this->problem().mask)) {
       plan_lists();
       return;
     }
     const Problem& problem = this->problem();
-    const std::int64_t head_bytes =
-        std::max<std::int64_t>(1, problem.group_size() * problem.seq_q * (problem.dim_qk + problem.dim_v) * 4);
+    const std::int64_t head_bytes = std::max<std::int64_t>(1, problem.seq_q * (problem.dim_qk + problem.dim_v) * 4);
     const std::int64_t of_head = std::max<std::int64_t>(order_.tiles_of_head, 1);
     const MaskKind mask = mask_kind(problem.mask);
     const bool sections = uniform_lengths(problem) && mask == MaskKind::causal;
-    order_.section_heads =
-        static_cast<std::int32_t>(sections ? std::clamp<std::int64_t>(kSectionBytes / head_bytes, 1, lines) : 1);
-    order_.dq_order = deterministic_ ? sm90::DqOrder::chain : sm90::DqOrder::together;
+    order_.section_heads = static_cast<std::int32_t>(
+        sections ? std::clamp<std::int64_t>(kSectionBytes / (head_bytes * problem.group_size()), 1, lines) : 1);
+    order_.way = deterministic_ ? sm90::Way::down : sm90::Way::up;
     blocks_ = std::min<std::int64_t>(order_.tiles, properties_.multiprocessors);
     // Without turns a counter balances better, but at 128 columns under a causal mask (2K to 16K tokens: 2 to 5 % slower).
     constexpr std::int64_t kManyTiles = 16;
     const bool grouped = deterministic_ || (mask == MaskKind::causal && tiles_.head_dim > 64 && of_head >= kManyTiles);
     if (grouped && uniform_lengths(problem)) {
-      order_.dq_order = sm90::DqOrder::together;
-      blocks_ =
-          deal_to_groups({lines, of_head, head_bytes, mask == MaskKind::causal, properties_.multiprocessors}, order_);
+      blocks_ = deal_to_groups({.lines = lines,
+                                .tiles_of_head = of_head,
+                                .head_bytes = head_bytes,
+                                .query_tiles = ceil_div(std::max<std::int64_t>(problem.seq_q, 1), tiles_.tile_q),
+                                .paired = mask == MaskKind::causal,
+                                .two_steps = ceil_div(2 * tiles_.tile_q, tiles_.tile_k),
+                                .multiprocessors = properties_.multiprocessors},
+                               order_);
     }
   }
 
@@ -184,6 +204,10 @@ class BackwardExecutable final : public DeviceExecutable {
     tasks_memory_.copy_from(play.tasks.data(), tasks_memory_.bytes());
     terms_memory_ = DeviceMemory(device(), play.terms.size() * sizeof(sm90::ListedTerm));
     terms_memory_.copy_from(play.terms.data(), terms_memory_.bytes());
+    if (rounds_sums()) {
+      sums_memory_ = DeviceMemory(device(), play.sums.size() * sizeof(sm90::ListedSum));
+      sums_memory_.copy_from(play.sums.data(), sums_memory_.bytes());
+    }
     order_.tiles = static_cast<std::int32_t>(play.tasks.size());
   }
 
@@ -207,7 +231,12 @@ class BackwardExecutable final : public DeviceExecutable {
     params.order = order_;
     if (schedule_) {
       params.listed = {static_cast<const sm90::ListedTask*>(tasks_memory_.data()),
-                       static_cast<const sm90::ListedTerm*>(terms_memory_.data()), schedule_->view().bits};
+                       static_cast<const sm90::ListedTerm*>(terms_memory_.data()),
+                       schedule_->view().bits,
+                       static_cast<const sm90::ListedSum*>(sums_memory_.data()),
+                       static_cast<std::int32_t>(sums_memory_.bytes() / sizeof(sm90::ListedSum)),
+                       tensors.dq.data,
+                       strides_of(tensors.dq)};
     }
     params.order.counter = order_.group > 0 ? nullptr : statistics_.numbers(workspace);
     params.order.turns = deterministic_ ? statistics_.numbers(workspace) + 1 : nullptr;
@@ -219,7 +248,8 @@ class BackwardExecutable final : public DeviceExecutable {
     params.scale_log2 = static_cast<float>((softcap != 0 ? softcap : exponent_scale(problem())) * std::numbers::log2e);
     params.score_scale = softcap != 0 ? params.scale / softcap : 1.0F;
     params.score = score_params_of(tensors.score);
-    kernel_.launch({blocks_, BackwardConfig::kThreads, tiles_.shared_bytes(), deterministic_}, params, stream);
+    kernel_.launch({blocks_, BackwardConfig::kThreads, tiles_.shared_bytes(is_program_), deterministic_}, params,
+                   stream);
   }
 
   void convert(const BackwardTensors& tensors, const Batch& batch, std::span<std::byte> workspace, void* stream) const {
@@ -249,11 +279,12 @@ class BackwardExecutable final : public DeviceExecutable {
   const Kernel& kernel_;
   const Kernel& convert_kernel_;
   bool deterministic_;
+  bool is_program_;
 
   sm90::BackwardOrder order_{};
   SequenceTable query_table_;
   std::unique_ptr<const ListedSchedule> schedule_;  // of listed masks, and what play_listed_backward() made of it
-  DeviceMemory tasks_memory_, terms_memory_;
+  DeviceMemory tasks_memory_, terms_memory_, sums_memory_;
   std::int64_t blocks_ = 0;
   WorkspaceLayout layout_;
   BackwardStatistics statistics_;  // its numbers: a counter of tiles, then the turns
@@ -263,11 +294,17 @@ class BackwardExecutable final : public DeviceExecutable {
 
 }  // namespace
 
+std::vector<KernelImage> backward_images(const Problem& problem) {
+  const BackwardConfig* const config = choose_config(problem);
+  return config == nullptr ? wide_backward_images(problem) : std::vector{image_of(*config, problem)};
+}
+
 std::optional<std::string> backward_missing(const Problem& problem, const PlanOptions& /*options*/) {
-  if (choose_config(problem) != nullptr || has_wide_backward(problem)) {
+  if (!backward_images(problem).empty()) {
     return std::nullopt;
   }
-  return no_kernel(problem, backward_features(problem), "backward kernel");
+  const std::uint32_t features = backward_features(problem);
+  return no_kernel(problem, features, "backward kernel", in_tables(problem, features, kProgramRows));
 }
 
 std::unique_ptr<const Executable> make_backward(const Problem& problem, const PlanOptions& options) {

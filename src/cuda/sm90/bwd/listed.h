@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/tile/listed.h"
+#include "cuda/tile/work.h"
 
 namespace tessera::sm90 {
 
@@ -19,10 +20,24 @@ struct ListedTask {
   std::int32_t begin, end;
 };
 
+// The sum of dQ of a tile of queries.
+struct ListedSum {
+  std::int32_t tile;   // among those of all rows of statistics
+  std::int32_t terms;  // of which it is complete
+  std::int32_t batch, head;
+  std::int32_t token;  // of its first query, on the token axis
+  std::int32_t rows;   // queries in it
+};
+
 struct ListedBackward {
   const ListedTask* tasks;  // that of round r and block b is number r * blocks + b
   const ListedTerm* terms;
   const std::uint32_t* bits;
+  // What blocks round that have no more tiles of keys, in this order; none where a kernel behind this one does it.
+  const ListedSum* sums;
+  std::int32_t sum_count;
+  void* dq;
+  Strides dq_strides;
 };
 
 }  // namespace tessera::sm90

@@ -10,6 +10,7 @@ namespace tessera::internal {
 
 namespace {
 
+using sm90::ListedSum;
 using sm90::ListedTask;
 using sm90::ListedTerm;
 
@@ -92,10 +93,7 @@ class Play {
     const std::int64_t group = problem_.group_size();
     for (std::int64_t member = 0; member < group; ++member) {
       const std::int64_t head = tile.head * group + member;
-      const std::int64_t first =
-          alike()
-              ? (tile.sequence * problem_.heads_q + head) * line_tiles_
-              : head * line_tiles_ + query_table_.entries[static_cast<std::size_t>(tile.sequence)].first_line / tile_q_;
+      const std::int64_t first = first_query_tile(tile.sequence, head);
       for (const ScheduleLists::Visit& visit : lists_.columns[lists_.column_of(tile.sequence, head, tile.tile)]) {
         block.terms.push_back({{visit.tile, visit.bits, 0, static_cast<std::int32_t>(member)},
                                static_cast<std::size_t>(first + visit.tile)});
@@ -166,7 +164,37 @@ class Play {
         task.end += first;
       }
     }
+    play.sums = sums();
     return play;
+  }
+
+  std::vector<ListedSum> sums() const {
+    std::vector<ListedSum> sums;
+    const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
+    for (std::int64_t sequence = 0; sequence < problem_.batch; ++sequence) {
+      const std::int64_t queries = problem_.sequence(sequence).queries;
+      const std::int64_t first_token =
+          problem_.ragged() ? query_table_.entries[static_cast<std::size_t>(sequence)].query_row : 0;
+      for (std::int64_t head = 0; head < problem_.heads_q; ++head) {
+        const std::int64_t first = first_query_tile(sequence, head);
+        for (std::int64_t query = 0; query < queries; query += tile_q_) {
+          const std::int64_t tile = first + query / tile_q_;
+          sums.push_back({narrow(tile), turns_[static_cast<std::size_t>(tile)],
+                          problem_.ragged() ? 0 : narrow(sequence), narrow(head), narrow(first_token + query),
+                          narrow(std::min(queries - query, tile_q_))});
+        }
+      }
+    }
+    std::stable_sort(sums.begin(), sums.end(), [this](const ListedSum& a, const ListedSum& b) {
+      return free_at_[static_cast<std::size_t>(a.tile)] < free_at_[static_cast<std::size_t>(b.tile)];
+    });
+    return sums;
+  }
+
+  // Of a line of statistics, among the tiles of queries of all.
+  std::int64_t first_query_tile(std::int64_t sequence, std::int64_t head) const {
+    return alike() ? (sequence * problem_.heads_q + head) * line_tiles_
+                   : head * line_tiles_ + query_table_.entries[static_cast<std::size_t>(sequence)].first_line / tile_q_;
   }
 
   const Problem& problem_;

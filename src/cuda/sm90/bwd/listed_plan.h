@@ -17,6 +17,7 @@ namespace tessera::internal {
 struct ListedPlay {
   std::vector<sm90::ListedTask> tasks;  // rounds of `blocks` each
   std::vector<sm90::ListedTerm> terms;
+  std::vector<sm90::ListedSum> sums;  // of all tiles of queries, those that get their last term first before others
 };
 
 // `tiles` are those of keys in the order in which they are taken. `query_table` is empty where all sequences are alike;

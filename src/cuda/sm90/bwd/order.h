@@ -6,16 +6,20 @@
 // should be two steps apart.
 //
 // Tiles of keys are dealt to groups of blocks, a head to a group. Where it has more tiles than the group blocks, the group takes
-// them in chunks, of which the n-th holds the tiles n, n + chunks, n + 2 chunks, ...: under a causal mask the tiles of a chunk
-// then begin `chunks` tiles of keys apart.
+// them in chunks: of each `span` tiles that follow each other, every `apart`-th. Under a causal mask the tiles of a chunk then
+// begin `apart` tiles of keys apart, and no further: what they share of Q, dO and dQ has to stay in the L2 cache from one block
+// to the next, and that is as much as all blocks go through meanwhile.
 #pragma once
 
 #include <cstdint>
 
 namespace tessera::sm90 {
 
-// In which direction a tile of keys visits tiles of queries, see KeyTileVisits.
-enum class DqOrder : std::int32_t { chain, together };
+// How a tile of keys visits the tiles of queries, see KeyTileVisits.
+enum class Way : std::int32_t { up = 0, down = -1, first = -2, second = -3 };
+
+// Terms are added in ascending order of keys, and tiles of keys counted from the end: of the odd ones.
+constexpr bool is_chain(Way way) { return (static_cast<int>(way) & 1) != 0; }
 
 struct BackwardOrder {
   std::int32_t tiles;          // of keys, in all
@@ -23,39 +27,72 @@ struct BackwardOrder {
   std::int32_t section_heads;  // (batch, key head) pairs whose tiles of keys are handed out together
   std::int32_t* counter;       // of tiles handed out behind the first of each block; null: tiles are dealt
   std::int32_t* turns;         // for each tile of queries: terms added so far; null: any order
-  DqOrder dq_order;
-  std::int32_t paired;  // 1: heads are dealt in pairs to groups of blocks
-  std::int32_t group;   // blocks of a group, which work on so many tiles of keys of a head at a time; 0: no groups
-  std::int32_t chunks;  // in which a group takes the tiles of a head; at least 1, which is no chunks
+  Way way;                     // of tiles that are not dealt
+
+  // Of tiles that are dealt to groups of blocks:
+  std::int32_t group;   // blocks, which work on so many tiles of keys of a head at a time; 0: no groups
+  std::int32_t paired;  // 1: heads are dealt in pairs
+  std::int32_t folded;  // 1: or each is a pair of its own, of its first and its second half
+  std::int32_t apart;   // tiles of keys between those of a chunk; at least 1
+  std::int32_t span;    // tiles of keys that the chunks are taken from: apart * group, or all where there are no groups
+  std::int32_t spread;  // tiles of queries over which the starts of a chunk are spread, where it goes round
 };
 
 // The tiles of queries that one tile of keys visits, and whose turn it is on each. Terms are added chunk by chunk; in a chunk
 // - going round (dense masks): tiles of keys start at different tiles of queries, and terms are added in the order in which they
 //   come up when all start together;
-// - together: each tile of keys starts at its own first tile of queries, which later keys reach first;
-// - chain: tiles of queries are visited from the last one and terms added in ascending order of keys. Tiles of keys are counted
-//   from the end here. Where they are handed out in that order, a block waits only for tiles that were handed out before its own.
+// - up: each tile of keys starts at its own first tile of queries, which later keys reach first;
+// - down: tiles of queries are visited from the last one and terms added in ascending order of keys. Tiles of keys are counted
+//   from the end. Where they are handed out in that order, a block waits only for tiles that were handed out before its own.
+//
 // In groups a block then waits for blocks of higher number alone, unless they go round, and blocks follow each other on any tile
 // of queries at a distance.
+//
+// first and second are the ways of a pair of heads (see GroupDeal), whose query heads are visited one after the other. Their turns
+// are those of up and of down. When neighbours in a chunk begin a query head, the higher one is `lead` tiles of keys ahead, which
+// each query head of the first makes one more and each of the second one less. Going down from the last tile of queries they stay
+// `lead` apart; going up from their own first ones, they are one more apart in the first and one less in the second. Of both, the
+// smaller distance is taken that is not 0: with four query heads each 1, 1, 2, 3 and 3, 2, 1, 1 tiles of keys, where up alone in
+// the first and down alone in the second take 1, 2, 3, 4 and 4, 3, 2, 1. What they share must stay in the L2 cache for so long.
 class KeyTileVisits {
  public:
   struct Range {
     int begin, end;
   };
-
-  // `tile` of `tiles` of keys. Only what every tile of queries sees can go round.
-  constexpr KeyTileVisits(int tile, int tiles, Range queries, DqOrder order, int chunks, bool round)
+  // `tile` of `tiles` of keys. Only what every tile of queries sees can go round, and only under a causal mask heads are folded.
+  constexpr KeyTileVisits(int tile, int tiles, Range queries, Way way, bool round, bool causal,
+                          const BackwardOrder& order)
       : queries_(queries),
-        chain_(order == DqOrder::chain),
-        round_(round && !chain_),
+        way_(way),
+        round_(round && way == Way::up),
+        folded_(causal && order.folded != 0),
         tiles_(tiles),
-        chunks_(chunks),
-        index_(chain_ ? tiles - 1 - tile : tile) {}
+        span_(order.span),
+        apart_(order.apart),
+        group_(order.group),
+        spread_(order.spread),
+        index_(is_chain(way) ? tiles - 1 - tile : tile) {}
 
-  // Where it starts, in tiles of queries behind the first one; -1 of a chain.
-  constexpr int start() const { return chain_ ? -1 : round_ ? index_ / chunks_ * count() / in_chunk() : 0; }
+  // Where it starts, in tiles of queries behind the first one; below 0 a way.
+  constexpr int start() const {
+    if (!round_) {
+      return static_cast<int>(way_);
+    }
+    return group_ > 0 ? place() * spread_ / group_ : index_ * (queries_.end - queries_.begin) / tiles_;
+  }
+  static constexpr Way way_of(int start) { return start < 0 ? Way{start} : Way::up; }
 
-  // The tile of queries of step `step`, below the length of `queries`.
+  // That of one of `members` query heads: below 0 for the last tile of queries.
+  static constexpr int start(int start, int member, int members) {
+    const Way way = way_of(start);
+    if (way == Way::up || way == Way::down) {
+      return start;
+    }
+    const int lead = way == Way::first ? member : members - member;
+    return (way == Way::first ? lead >= 1 : lead == 1) ? -1 : 0;
+  }
+
+  // The tile of queries of step `step`, below the length of `queries`, from the start of one query head.
   static constexpr int at(Range queries, int start, int step) {
     if (start < 0) {
       return queries.end - 1 - step;
@@ -64,43 +101,70 @@ class KeyTileVisits {
     return place >= queries.end ? place - (queries.end - queries.begin) : place;
   }
 
-  // How many terms are added to dQ of `query_tile`, which sees the tiles `visitors` of keys, before the one of this tile.
+  // How many terms are added to dQ of `query_tile`, which sees the tiles `visitors` of keys, before the one of this tile. Only in
+  // groups do tiles go round in turn.
   constexpr int turn(int query_tile, Range visitors) const {
     if (round_) {
-      const int started = ((query_tile + 1) * in_chunk() + count() - 1) / count();  // in this tile of queries or before
-      const int turn = (started < in_chunk() ? started : in_chunk()) - 1 - index_ / chunks_;
-      return in_earlier_chunks(tiles_) + (turn < 0 ? turn + in_chunk() : turn);
+      const int started = ((query_tile + 1) * group_ + spread_ - 1) / spread_;  // in this tile of queries or before
+      const int turn = (started < in_chunk() ? started : in_chunk()) - 1 - place();
+      return before(tiles_, chunk()) + (turn < 0 ? turn + in_chunk() : turn);
     }
-    const Range range = chain_ ? Range{tiles_ - visitors.end, tiles_ - visitors.begin} : visitors;
-    return in_earlier_chunks(range.end) - in_earlier_chunks(range.begin) + (range.end - 1 - index_) / chunks_;
+    const Range range = own(visitors, is_chain(way_));
+    const int earlier = between(range, chunk()) + of_other_half(visitors);
+    const int end = range.end < first() + span_ ? range.end : first() + span_;
+    return earlier + (end - 1 - index_) / apart_;
   }
 
  private:
-  constexpr int count() const { return queries_.end - queries_.begin; }
-  constexpr int chunk() const { return index_ % chunks_; }
-  constexpr int in_chunk() const { return (tiles_ - chunk() + chunks_ - 1) / chunks_; }
-  // Of the tiles below `end`.
-  constexpr int in_earlier_chunks(int end) const {
-    const int rest = end % chunks_;
-    return end / chunks_ * chunk() + (rest < chunk() ? rest : chunk());
+  constexpr int first() const { return index_ - index_ % span_; }  // of the tiles that its chunk is taken from
+  constexpr int chunk() const { return index_ % span_ % apart_; }
+  constexpr int place() const { return index_ % span_ / apart_; }  // in its chunk
+  constexpr int in_chunk() const {
+    const int rest = tiles_ - first();
+    return ((rest < span_ ? rest : span_) - chunk() + apart_ - 1) / apart_;
+  }
+  // Of the tiles below `end`: how many are in the chunks before the `chunk`-th of this span.
+  constexpr int before(int end, int chunk) const {
+    if (end <= first()) {
+      return end;
+    }
+    const int here = end - first() < span_ ? end - first() : span_;
+    const int rest = here % apart_;
+    return first() + here / apart_ * chunk + (rest < chunk ? rest : chunk);
+  }
+  constexpr int between(Range range, int chunk) const { return before(range.end, chunk) - before(range.begin, chunk); }
+
+  // Tiles as they are counted by the first or the second of a pair, of a folded head those of its half.
+  constexpr Range own(Range visitors, bool chain) const {
+    const Range range = chain ? Range{tiles_ - visitors.end, tiles_ - visitors.begin} : visitors;
+    if (!folded_) {
+      return range;
+    }
+    const int half = chain ? tiles_ / 2 : tiles_ - tiles_ / 2;
+    return {range.begin < half ? range.begin : half, range.end < half ? range.end : half};
+  }
+  // Terms of a folded head's other half before this chunk's: in a chunk the first half comes first.
+  constexpr int of_other_half(Range visitors) const {
+    return folded_ ? between(own(visitors, !is_chain(way_)), chunk() + (is_chain(way_) ? 1 : 0)) : 0;
   }
 
   Range queries_;
-  bool chain_, round_;
-  int tiles_, chunks_;
+  Way way_;
+  bool round_, folded_;
+  int tiles_, span_, apart_, group_, spread_;
   int index_;
 };
 
 struct DealtTile {
   int line;      // the head, among those of all batches
   int key_tile;  // of the head
-  DqOrder dq_order;
+  Way way;
 };
 
 // The tiles of one block, one after the other, where they are dealt to groups of blocks. A group takes a head, all chunks of it,
 // then the next of its heads. Under a causal mask tiles of keys differ in length: heads are taken in pairs, and a block that has
-// tile t of the first (together) has the t-th from the end of the second (chain), which takes every block the same time. Every
-// block of a group has a tile of the first chunk.
+// tile t of the first has the t-th from the end of the second, which takes every block the same time. Every block of a group has
+// a tile of the first chunk.
 class GroupDeal {
  public:
   constexpr GroupDeal(const BackwardOrder& order, int lines, int block, int blocks)
@@ -108,7 +172,8 @@ class GroupDeal {
     if (order.group > 0) {
       groups_ = blocks / order.group;
       unit_ = block / order.group;
-      position_ = block % order.group;
+      first_index_ = block % order.group * order.apart;
+      index_ = first_index_;
     }
   }
 
@@ -116,30 +181,39 @@ class GroupDeal {
 
   constexpr DealtTile tile() const {
     if (second_) {
-      return {first_line() + 1, order_.tiles_of_head - 1 - index(), DqOrder::chain};
+      return {first_line() + (order_.folded != 0 ? 0 : 1), order_.tiles_of_head - 1 - index_, Way::second};
     }
-    return {first_line(), index(), DqOrder::together};
+    return {first_line(), index_, order_.paired != 0 ? Way::first : Way::up};
   }
 
   constexpr void advance() {
-    second_ = order_.paired != 0 && !second_ && first_line() + 1 < lines_;
-    if (!second_ && (++chunk_ == order_.chunks || index() >= order_.tiles_of_head)) {
-      chunk_ = 0;
+    second_ = !second_ && has_second();
+    if (second_) {
+      return;
+    }
+    index_ += (index_ + 1) % order_.apart != 0 ? 1 : order_.span - order_.apart + 1;
+    if (index_ >= first_tiles()) {  // this block has none in the chunks that are left
+      index_ = first_index_;
       unit_ += groups_;
     }
   }
 
  private:
-  constexpr int first_line() const { return order_.paired != 0 ? 2 * unit_ : unit_; }
-  constexpr int index() const { return position_ * order_.chunks + chunk_; }
+  constexpr int first_line() const { return order_.paired != 0 && order_.folded == 0 ? 2 * unit_ : unit_; }
+  constexpr int first_tiles() const {  // of the first of a pair
+    return order_.folded != 0 ? order_.tiles_of_head - order_.tiles_of_head / 2 : order_.tiles_of_head;
+  }
+  constexpr bool has_second() const {
+    return order_.folded != 0 ? index_ < order_.tiles_of_head / 2 : order_.paired != 0 && first_line() + 1 < lines_;
+  }
 
   const BackwardOrder& order_;
   int lines_;
   int groups_ = 1;
-  int position_ = 0;  // in its group
-  int unit_ = 0;      // a head or a pair of heads
-  int chunk_ = 0;
-  bool second_ = false;  // of a pair
+  int unit_ = 0;  // a head or a pair of heads
+  int first_index_ = 0;
+  int index_ = 0;  // of the tile of the first of a pair
+  bool second_ = false;
 };
 
 }  // namespace tessera::sm90

@@ -10,7 +10,10 @@ namespace tessera::sm90 {
 template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 class BackwardLoader {
  public:
-  TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const BackwardShared<kConfig>& shared)
+  using Shared = BackwardShared<kConfig, kFeatures>;
+  using Forms = typename Shared::Forms;
+
+  TESSERA_DEVICE BackwardLoader(const BackwardParams& params, const Shared& shared)
       : params_(params), shared_(shared), tickets_(params) {}
 
   TESSERA_DEVICE void run() {
@@ -26,10 +29,11 @@ class BackwardLoader {
       if constexpr (kMask == MaskKind::listed) {
         load_terms(work);
       } else {
-        const BackwardVisits visits(work);
+        const BackwardVisits<kMask> visits(work);
         for (int member = 0; member < params_.batch.group_size; ++member) {
+          const int start = visits.start(member, params_.batch.group_size);
           for (int step = 0; step < visits.count(); ++step) {
-            load_step(work, member, visits.at(step));
+            load_step(work, member, visits.at(start, step));
           }
         }
       }
@@ -60,11 +64,9 @@ class BackwardLoader {
 
   // Room for a tile's first step is free while the tile before is at its last one, that for keys and values behind its last dQ.
   TESSERA_DEVICE void load_step(const BackwardTile& work, int member, int query_tile) {
-    load_queries(params_.q, shared_.queries, shared_.lse_log2, params_.lse_log2, shared_.bar_query_full,
-                 shared_.bar_query_empty, work, member, query_tile);
-    load_queries(params_.dout, shared_.douts, shared_.delta, params_.delta, shared_.bar_dout_full,
-                 shared_.bar_dout_empty, work, member, query_tile);
-    load_parts(work, member, query_tile);
+    load_queries(params_.q, shared_.queries, shared_.bar_query_full, shared_.bar_query_empty, work, member, query_tile);
+    load_queries(params_.dout, shared_.douts, shared_.bar_dout_full, shared_.bar_dout_empty, work, member, query_tile);
+    load_statistics(work, member, query_tile);
     stage_.advance();
     if (!keys_loaded_) {
       load_keys(work);
@@ -99,41 +101,45 @@ class BackwardLoader {
     }
   }
 
-  TESSERA_DEVICE void load_queries(const TensorMap& map, std::uint8_t* s_stages, float* s_statistics,
-                                   const float* g_statistics, std::uint64_t* bar_full, std::uint64_t* bar_empty,
-                                   const BackwardTile& work, int member, int query_tile) const {
+  TESSERA_DEVICE void load_queries(const TensorMap& map, std::uint8_t* s_stages, std::uint64_t* bar_full,
+                                   std::uint64_t* bar_empty, const BackwardTile& work, int member,
+                                   int query_tile) const {
     ptx::mbarrier_wait(bar_empty + stage_.slot, stage_.parity ^ 1);
     std::uint64_t* bar = bar_full + stage_.slot;
-    ptx::mbarrier_arrive_expect(bar, kConfig.query_bytes() + (kFeatures != 0 ? kConfig.statistics_bytes() : 0));
+    ptx::mbarrier_arrive_expect(bar, kConfig.query_bytes());
     const int row = query_tile * kConfig.tile_q;
 #pragma unroll
     for (int x = 0; x < kConfig.sub_tiles(); ++x) {
       ptx::copy_box(s_stages + stage_.slot * kConfig.query_bytes() + x * kConfig.tile_q * 128, map, bar, x * kColumns,
                     work.query_row + row, work.key_head * params_.batch.group_size + member, work.batch);
     }
-    if constexpr (kFeatures != 0) {
-      ptx::copy_bytes(s_statistics + stage_.slot * kConfig.tile_q, g_statistics + statistics_row(work, member) + row,
-                      kConfig.statistics_bytes(), bar);
-    }
   }
 
   // There is room for those of one step: they are used at its beginning alone.
-  TESSERA_DEVICE void load_parts(const BackwardTile& work, int member, int query_tile) {
-    if constexpr (kFeatures == 0) {
-      ptx::mbarrier_wait(shared_.bar_parts_empty, parts_parity_ ^ 1);
-      parts_parity_ ^= 1;
-      ptx::mbarrier_arrive_expect(shared_.bar_parts_full, kConfig.parts_bytes());
-      ptx::copy_bytes(shared_.parts, params_.parts + statistics_row(work, member) + query_tile * kConfig.tile_q,
-                      kConfig.parts_bytes(), shared_.bar_parts_full);
+  TESSERA_DEVICE void load_statistics(const BackwardTile& work, int member, int query_tile) {
+    constexpr int kBytes = (Forms::kDeltaParts ? kConfig.parts_bytes() : 0) +
+                           (Forms::kReadsLse + Forms::kReadsDelta) * kConfig.statistics_bytes();
+    ptx::mbarrier_wait(shared_.bar_parts_empty, parts_parity_ ^ 1);
+    parts_parity_ ^= 1;
+    ptx::mbarrier_arrive_expect(shared_.bar_parts_full, kBytes);
+    const std::int64_t row = statistics_row(work, member) + query_tile * kConfig.tile_q;
+    if constexpr (Forms::kDeltaParts) {
+      ptx::copy_bytes(shared_.parts, params_.parts + row, kConfig.parts_bytes(), shared_.bar_parts_full);
+    }
+    if constexpr (Forms::kReadsLse) {
+      ptx::copy_bytes(shared_.lse_log2, params_.lse_log2 + row, kConfig.statistics_bytes(), shared_.bar_parts_full);
+    }
+    if constexpr (Forms::kReadsDelta) {
+      ptx::copy_bytes(shared_.delta, params_.delta + row, kConfig.statistics_bytes(), shared_.bar_parts_full);
     }
   }
 
-  TESSERA_DEVICE static std::int64_t statistics_row(const BackwardTile& work, int member) {
-    return work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride;
+  TESSERA_DEVICE static std::int32_t statistics_row(const BackwardTile& work, int member) {
+    return work.statistics_row + member * work.statistics_stride;
   }
 
   const BackwardParams& params_;
-  const BackwardShared<kConfig>& shared_;
+  const Shared& shared_;
   BackwardTickets<kConfig, kMask, kFeatures> tickets_;
   bool keys_loaded_ = false;  // and values, of the tile at hand
   int key_parity_ = 0;
@@ -144,10 +150,12 @@ class BackwardLoader {
 
 // Adds dQ of every other step to memory, when it is its turn. There are two of these warps, so that one can pass its turn on,
 // which takes memory longer than a step, while the other adds.
-template <BackwardConfig kConfig, MaskKind kMask>
+template <BackwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 class DqWriter {
  public:
-  TESSERA_DEVICE DqWriter(const BackwardParams& params, const BackwardShared<kConfig>& shared, int writer)
+  using Shared = BackwardShared<kConfig, kFeatures>;
+
+  TESSERA_DEVICE DqWriter(const BackwardParams& params, const Shared& shared, int writer)
       : params_(params), shared_(shared), writer_(writer) {}
 
   TESSERA_DEVICE void run() {
@@ -171,14 +179,14 @@ class DqWriter {
       add_terms(work);
       return;
     }
-    const BackwardVisits visits(work);
+    const BackwardVisits<kMask> visits(work);
     const BackwardTurns<kConfig, kMask> turns(work, params_.order);
     for (int member = 0; member < params_.batch.group_size; ++member) {
+      const int start = visits.start(member, params_.batch.group_size);
       for (int step = 0; step < visits.count(); ++step) {
         if (step_ == writer_) {
-          const int query_tile = visits.at(step);
-          const std::int64_t row = work.statistics_row + static_cast<std::int64_t>(member) * work.statistics_stride +
-                                   query_tile * kConfig.tile_q;
+          const int query_tile = visits.at(start, step);
+          const std::int32_t row = work.statistics_row + member * work.statistics_stride + query_tile * kConfig.tile_q;
           if (params_.order.turns == nullptr) {
             add(row, false);
           } else {
@@ -194,8 +202,8 @@ class DqWriter {
     for (int n = work.begin; n < work.end; ++n) {
       if (step_ == writer_) {
         const ListedTerm term = params_.listed.terms[n];
-        const std::int64_t row = work.statistics_row + static_cast<std::int64_t>(term.member) * work.statistics_stride +
-                                 term.tile * kConfig.tile_q;
+        const std::int32_t row =
+            work.statistics_row + term.member * work.statistics_stride + term.tile * kConfig.tile_q;
         if (params_.order.turns == nullptr) {
           add(row, false);
         } else {
@@ -206,7 +214,7 @@ class DqWriter {
     }
   }
 
-  TESSERA_DEVICE void add_in_turn(std::int64_t row, int turn) {
+  TESSERA_DEVICE void add_in_turn(std::int32_t row, int turn) {
     std::int32_t* const g_turn = params_.order.turns + row / kConfig.tile_q;
     ptx::wait_until_equal(g_turn, turn);
     add(row, turn == 0);
@@ -215,8 +223,8 @@ class DqWriter {
   }
 
   // The first term of a tile of queries is stored: memory holds anything before it.
-  TESSERA_DEVICE void add(std::int64_t row, bool first) {
-    float* const g_sum = params_.dq_sum + row * kConfig.dq_columns();
+  TESSERA_DEVICE void add(std::int32_t row, bool first) {
+    float* const g_sum = params_.dq_sum + static_cast<std::int64_t>(row) * kConfig.dq_columns();
     const std::uint8_t* const s_dq = shared_.dq + writer_ * 2 * kConfig.dq_half_bytes();
     ptx::mbarrier_wait(shared_.bar_dq_full + writer_, parity_);
     parity_ ^= 1;
@@ -231,7 +239,7 @@ class DqWriter {
   }
 
   const BackwardParams& params_;
-  const BackwardShared<kConfig>& shared_;
+  const Shared& shared_;
   const int writer_;
   int step_ = 0;  // whose turn of the two it is
   int parity_ = 0;

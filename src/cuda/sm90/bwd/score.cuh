@@ -7,7 +7,8 @@
 
 namespace tessera::sm90 {
 
-template <BackwardConfig kConfig, class Element, std::uint32_t kFeatures>
+// kLseParts: scores come without LSE.
+template <BackwardConfig kConfig, class Element, std::uint32_t kFeatures, bool kLseParts>
 class BackwardScore : public Features<kFeatures> {
  public:
   using Has = Features<kFeatures>;
@@ -15,8 +16,6 @@ class BackwardScore : public Features<kFeatures> {
   // Whether weights are more than powers of two of scaled products.
   static constexpr bool kChangesWeights = Has::kSoftcap || Has::kFunction || Has::kAdds || Has::kDropout;
   static constexpr bool kUsesHead = Has::kAlibi || Has::kDropout || Has::kFunction;
-  // Whether what compute_weights() leaves is not P, but P times a derivative.
-  static constexpr bool kHasDerivative = Has::kSoftcap || Has::kFunction;
 
   TESSERA_DEVICE BackwardScore(const BackwardParams& params, int warpgroup) : params_(params), warpgroup_(warpgroup) {}
 
@@ -43,7 +42,7 @@ class BackwardScore : public Features<kFeatures> {
       const int column_pair = lane % 8 / 2;
       s_words_ = reinterpret_cast<std::uint32_t*>(s_buffer + warpgroup_ * 64 * 128);
       await_buffer();
-#pragma unroll(kConfig.tile_q == 128 ? 1 : kBlocks)
+#pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
         const int query = first_query + 32 * m + lane;
         const uint4 block = tile::keep_block(
@@ -69,72 +68,71 @@ class BackwardScore : public Features<kFeatures> {
     }
   }
 
-  // Products to P in 16 bits, and to P times the derivative of softcap and function. Anything where a pair is hidden.
-  TESSERA_DEVICE void compute_weights(std::uint32_t (&r_packed)[kScores / 2], float (&r_scores)[kScores],
-                                      const BackwardTile& work, int first_query, const float2* s_lse) const {
+  // Products to P in 16 bits and, where there is one, to P times the derivative of softcap and function. Anything where a pair is
+  // hidden. LSE is in `s_lse`, unless the product has subtracted it.
+  TESSERA_DEVICE void compute_weights(std::uint32_t (&r_packed)[kScores / 2], std::uint32_t (&r_factors)[kScores / 2],
+                                      const float (&r_scores)[kScores], const BackwardTile& work, int first_query,
+                                      const float2* s_lse) const {
     if constexpr (Has::kAlibi) {
       const int shift = params_.score.diagonal + (params_.score.bottom_right != 0 ? work.keys - work.queries : 0);
       const int smallest = first_query + shift - (work.first_key + warpgroup_ * 64 + 63);
       const int distance =
           first_query + tile::fragment_column() + shift - (work.first_key + warpgroup_ * 64 + tile::fragment_row());
       const int largest = smallest + kConfig.tile_q - 1 + 63;
-      const AlibiFragment upper(slope_log2_, distance, smallest, largest);
-      const AlibiFragment lower(slope_log2_, distance - 8, smallest, largest);
-      if (upper.linear()) {
-        // What depends on the column alone is added to its LSE, what depends on the row last.
-        const float first[2] = {upper.linear_first(), lower.linear_first()};
-        weights(
-            r_packed, r_scores, work, first_query, s_lse,
-            [&](float lse, int column) { return fmaf(static_cast<float>(column), upper.linear_step(), -lse); },
-            [&](float logit, int /*column*/, int r) { return logit + first[r]; });
+      const AlibiFragment alibi[2] = {AlibiFragment(slope_log2_, distance, smallest, largest),
+                                      AlibiFragment(slope_log2_, distance - 8, smallest, largest)};
+      if (alibi[0].linear()) {
+        const float first[2] = {alibi[0].linear_first(), alibi[1].linear_first()};
+        weights<false>(r_packed, r_factors, r_scores, work, first_query, s_lse, [&](int column, int r) {
+          return fmaf(static_cast<float>(column), alibi[0].linear_step(), first[r]);
+        });
       } else {
-        weights(
-            r_packed, r_scores, work, first_query, s_lse, [](float lse, int /*column*/) { return -lse; },
-            [&](float logit, int column, int r) {
-              return logit + (r == 0 ? upper : lower).at(static_cast<float>(column));
-            });
+        weights<false>(r_packed, r_factors, r_scores, work, first_query, s_lse,
+                       [&](int column, int r) { return alibi[r].at(static_cast<float>(column)); });
       }
     } else {
-      weights(
-          r_packed, r_scores, work, first_query, s_lse, [](float lse, int /*column*/) { return -lse; },
-          [](float logit, int /*column*/, int /*r*/) { return logit; });
+      const auto nothing = [](int /*column*/, int /*r*/) { return 0.0F; };
+      if (Has::kFunction && tile::kFunctionNamesPositions && first_query + kConfig.tile_q <= work.queries &&
+          work.first_key + kConfig.tile_k <= work.keys) {
+        weights<true>(r_packed, r_factors, r_scores, work, first_query, s_lse, nothing);
+        return;
+      }
+      weights<false>(r_packed, r_factors, r_scores, work, first_query, s_lse, nothing);
     }
   }
 
-  // dS = P o (dP o kept - delta) of what compute_weights() left, whose dropped weights become 0; without the scale of kept
-  // weights, which dQ and dK get at the end. A weight is taken as it was rounded: beside dP registers have no room for it in
-  // both forms.
-  TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_dpacked)[kScores / 2],
-                                              std::uint32_t (&r_packed)[kScores / 2], const float (&r_weights)[kScores],
+  // dS = P o (dP - delta), of which the product has subtracted delta, in 16 bits: `r_factors` are P or P times a derivative. With
+  // dropout dS = P o (dP o kept - delta), without the scale of kept weights, which dQ and dK get at the end: the product has
+  // subtracted delta over that scale, unless there is a derivative too (see StatisticForms), and what is left of a dropped weight is
+  // minus that. Dropped weights become 0.
+  TESSERA_DEVICE void compute_score_gradients(std::uint32_t (&r_factors)[kScores / 2],
+                                              std::uint32_t (&r_packed)[kScores / 2],
                                               const float (&r_dweights)[kScores], const float2* s_delta) const {
-    if constexpr (Has::kDropout) {
-      const float kept = static_cast<float>(256 - params_.score.dropout.threshold) / 256.0F;
 #pragma unroll
-      for (int i = 0; i < kScores / 4; ++i) {
-        const uint4 words = load_words(i / 2);
-        const std::uint32_t word[2] = {i % 2 == 0 ? words.x : words.z, i % 2 == 0 ? words.y : words.w};
-        const float2 deltas = s_delta[4 * i];
-        const float delta[2] = {deltas.x * -kept, deltas.y * -kept};
+    for (int i = 0; i < kScores / 4; ++i) {
+      uint4 words{};
+      float delta[2] = {};
+      if constexpr (Has::kDropout) {
+        words = load_words(i / 2);
+        delta[0] = s_delta[4 * i].x * kept_share(params_.score);
+        delta[1] = s_delta[4 * i].y * kept_share(params_.score);
+      }
+      const std::uint32_t dropped = ptx::pack<Element>(-delta[0], -delta[1]);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const std::uint32_t bytes = byte_of_row(r) * 0x1111U;
-          const float2 whole = ptx::unpack<Element>(r_packed[2 * i + r]);
-          r_packed[2 * i + r] &= tile::spread_top_bits(word[0], word[1], bytes + 0x4400U);
-          const float2 zeroed = ptx::unpack<Element>(r_packed[2 * i + r]);
-          float gradient[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int x = 4 * i + 2 * r + e;
-            float weight = e == 0 ? whole.x : whole.y;
-            float left = e == 0 ? zeroed.x : zeroed.y;
-            if constexpr (kHasDerivative) {
-              weight = r_weights[x];
-              left = left == 0.0F ? 0.0F : weight;
-            }
-            gradient[e] = fmaf(left, r_dweights[x], weight * delta[e]);
-          }
-          r_dpacked[2 * i + r] = ptx::pack<Element>(gradient[0], gradient[1]);
+      for (int r = 0; r < 2; ++r) {
+        const int x = 2 * i + r;
+        std::uint32_t gradient =
+            Has::kHasDerivative && Has::kDropout
+                ? ptx::pack<Element>(r_dweights[2 * x] - delta[0], r_dweights[2 * x + 1] - delta[1])
+                : ptx::pack<Element>(r_dweights[2 * x], r_dweights[2 * x + 1]);
+        const std::uint32_t factors = Has::kHasDerivative ? r_factors[x] : r_packed[x];
+        if constexpr (Has::kDropout) {
+          const std::uint32_t kept = i % 2 == 0 ? tile::spread_top_bits(words.x, words.y, byte_of_row(r))
+                                                : tile::spread_top_bits(words.z, words.w, byte_of_row(r));
+          gradient = (gradient & kept) | (dropped & ~kept);
+          r_packed[x] &= kept;
         }
+        r_factors[x] = ptx::multiply_pairs<Element>(factors, gradient);
       }
     }
   }
@@ -157,54 +155,69 @@ class BackwardScore : public Features<kFeatures> {
     const std::uint32_t* const s_run = s_words_ + ((warp * 4 + lane_of_keys) * 4 + column_pair) * kRun;
     return *reinterpret_cast<const uint4*>(s_run + swizzled(chunk, column_pair) * 4);
   }
-  TESSERA_DEVICE static std::uint32_t byte_of_row(int r) { return threadIdx.x / 4 % 2 + 2 * r; }
+  // For a pair of elements, in all nibbles.
+  TESSERA_DEVICE static std::uint32_t byte_of_row(int r) { return (threadIdx.x / 4 % 2 + 2 * r) * 0x1111U + 0x4400U; }
 
-  template <class Offset, class Finish>
-  TESSERA_DEVICE void weights(std::uint32_t (&r_packed)[kScores / 2], float (&r_scores)[kScores],
-                              const BackwardTile& work, int first_query, const float2* s_lse, Offset&& offset,
-                              Finish&& finish) const {
-    const float factor = Has::kFunction ? kLog2e : params_.scale_log2;
+  // `addend`: of a column and a row, to the logit.
+  template <bool kInside, class Addend>
+  TESSERA_DEVICE void weights(std::uint32_t (&r_packed)[kScores / 2], std::uint32_t (&r_factors)[kScores / 2],
+                              const float (&r_scores)[kScores], const BackwardTile& work, int first_query,
+                              const float2* s_lse, Addend&& addend) const {
+    const float factor = Has::kFunctionChanges ? kLog2e : params_.scale_log2;
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
-      const float2 lse = s_lse[4 * i];
-      const float offsets[2] = {offset(lse.x, 8 * i), offset(lse.y, 8 * i + 1)};
+      const float2 both = kLseParts ? float2{} : s_lse[4 * i];
+      const float lse[2] = {both.x, both.y};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float pair[2];
+        float weight[2];
+        float slope[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float& score = r_scores[4 * i + 2 * r + e];
-          const tile::Tangent logit = logit_of(score, work, first_query, 8 * i + e, r);
-          const float weight = ptx::exp2(finish(fmaf(logit.value, factor, offsets[e]), 8 * i + e, r));
-          pair[e] = weight;
-          score = kHasDerivative ? weight * logit.derivative : weight;
-          if constexpr (Has::kFunction) {
-            score = weight == 0.0F ? 0.0F : score;  // where it may have no derivative
+          const int column = 8 * i + e;
+          const Position at = position<kInside>(work, first_query, column, r);
+          const tile::Tangent logit = logit_of<Element, kFeatures>(
+              r_scores[4 * i + 2 * r + e], params_.score_scale, params_.score, at.place, at.query, at.key, at.distance);
+          float exponent = logit.value * factor;
+          if constexpr (Has::kFunctionAdds) {
+            const float added = function_addend(at.place, at.query, at.key, at.distance);
+            exponent = fmaf(logit.value, factor, Has::kAdds ? addend(column, r) + added : added);
+          } else if constexpr (Has::kAdds) {
+            exponent = fmaf(logit.value, factor, addend(column, r));
+          }
+          if constexpr (!kLseParts) {
+            exponent -= lse[e];
+          }
+          weight[e] = ptx::exp2(exponent);
+          if constexpr (Has::kHasDerivative) {
+            slope[e] = weight[e] * logit.derivative;
+          }
+          if constexpr (Has::kFunctionChanges) {
+            slope[e] = weight[e] == 0.0F ? 0.0F : slope[e];  // where it may have no derivative
           }
         }
-        r_packed[2 * i + r] = ptx::pack<Element>(pair[0], pair[1]);
+        r_packed[2 * i + r] = ptx::pack<Element>(weight[0], weight[1]);
+        if constexpr (Has::kHasDerivative) {
+          r_factors[2 * i + r] = ptx::pack<Element>(slope[0], slope[1]);
+        }
       }
     }
   }
 
-  // What softcap and function make of a product, and the derivative of the logit by the scaled product.
-  TESSERA_DEVICE tile::Tangent logit_of(float x, const BackwardTile& work, int first_query, int column, int r) const {
-    tile::Tangent logit{x, 1.0F};
-    if constexpr (Has::kSoftcap) {
-      logit.value = soft_cap<Element>(x * params_.score_scale);
-      logit.derivative = fmaf(-logit.value, logit.value, 1.0F);
-    }
-    if constexpr (Has::kFunction) {
-      const typename Has::Place place(params_.score.function, sequence(work), head_);
-      const int query = first_query + tile::fragment_column() + column;
-      const int key = work.first_key + warpgroup_ * 64 + tile::fragment_row() + 8 * r;
-      const tile::Tangent result = tile::differentiate_function(
-          logit.value * Has::function_scale(params_.score), place, min(query, work.queries - 1),
-          max(min(key, work.keys - 1), 0), place.distance(query - column, key) + place.step(column, 0));
-      logit.value = result.value;
-      logit.derivative *= result.derivative;
-    }
-    return logit;
+  struct Position {
+    typename Has::Place place;
+    int query, key;
+    float distance;
+  };
+
+  // kInside: all positions of the tile are of the sequence, which leaves the compiler to find those that are the same.
+  template <bool kInside>
+  TESSERA_DEVICE Position position(const BackwardTile& work, int first_query, int column, int r) const {
+    const typename Has::Place place(params_.score.function, sequence(work), head_);
+    const int query = first_query + tile::fragment_column() + column;
+    const int key = work.first_key + warpgroup_ * 64 + tile::fragment_row() + 8 * r;
+    return {place, kInside ? query : min(query, work.queries - 1), kInside ? key : max(min(key, work.keys - 1), 0),
+            place.distance(query - column, key) + place.step(column, 0)};
   }
 
   const BackwardParams& params_;

@@ -4,6 +4,7 @@
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"
 #include "cuda/sm90/bwd/config.h"
+#include "cuda/sm90/score_hooks.cuh"
 #include "cuda/tile/ring.cuh"
 
 namespace tessera::sm90 {
@@ -23,9 +24,22 @@ struct BackwardTile {
 };
 static_assert(sizeof(BackwardTile) <= 64);
 
-template <BackwardConfig kConfig>
+// Tensor cores subtract delta, and LSE where a program does no more than add to scores. Threads read what is left, and delta where
+// it is the gradient of a dropped weight. Shared memory has room for the parts and one of the two beside them: where threads read both,
+// they subtract both.
+template <std::uint32_t kFeatures>
+struct StatisticForms {
+  static constexpr bool kLseParts = !Features<kFeatures>::kHasDerivative;
+  static constexpr bool kReadsLse = !kLseParts;
+  static constexpr bool kReadsDelta = Features<kFeatures>::kDropout;
+  static constexpr bool kReads = kReadsLse || kReadsDelta;
+  static constexpr bool kDeltaParts = !(kReadsLse && kReadsDelta);
+};
+
+template <BackwardConfig kConfig, std::uint32_t kFeatures>
 struct BackwardShared {
-  static_assert(kConfig.shared_bytes() <= BackwardConfig::kMostSharedBytes);
+  static_assert(kConfig.shared_bytes(kFeatures != 0) <= BackwardConfig::kMostSharedBytes);
+  using Forms = StatisticForms<kFeatures>;
   static constexpr int kStages = kConfig.stages;
   static constexpr int kWarpgroups = BackwardConfig::kWarpgroups;
   static constexpr int kTileSlots = BackwardConfig::kTileSlots;
@@ -33,8 +47,8 @@ struct BackwardShared {
   static constexpr int kTileReaders = 4 * kWarpgroups + kWriters;
 
   std::uint8_t *keys, *values, *queries, *douts, *weights, *dq;
-  float *lse_log2, *delta;      // of score programs
-  std::uint8_t *parts, *units;  // else: see StatisticParts; tiles of A that pick the parts of LSE and of delta
+  std::uint8_t *parts, *units;  // see StatisticParts; tiles of A that pick the parts of LSE and of delta
+  float *lse_log2, *delta;      // of score programs, where threads read them
   BackwardTile* tiles;
   std::uint64_t *bar_key_full, *bar_value_full, *bar_keys_empty;
   std::uint64_t *bar_query_full, *bar_query_empty, *bar_dout_full, *bar_dout_empty;
@@ -57,11 +71,11 @@ struct BackwardShared {
     douts = take(kStages * kConfig.query_bytes());
     weights = take(BackwardConfig::kWeightBuffers * kConfig.weight_bytes());
     // In front of dQ: memcheck takes these operands, which repeat rows, for twice their bytes and more.
-    parts = take(kConfig.all_statistics_bytes());
+    parts = take(kConfig.all_statistics_bytes(kFeatures != 0));
     units = parts + kConfig.parts_bytes();
     dq = take(2 * kWriters * kConfig.dq_half_bytes());
-    lse_log2 = reinterpret_cast<float*>(parts);
-    delta = lse_log2 + kStages * kConfig.tile_q;
+    lse_log2 = reinterpret_cast<float*>(Forms::kDeltaParts ? units + BackwardConfig::kUnitBytes : parts);
+    delta = lse_log2 + (Forms::kReadsLse ? kConfig.tile_q : 0);
     tiles = reinterpret_cast<BackwardTile*>(take(64 * kTileSlots));
     const auto take_barriers = [&take](int count) { return reinterpret_cast<std::uint64_t*>(take(8 * count)); };
     bar_key_full = take_barriers(1);
@@ -86,7 +100,7 @@ struct BackwardShared {
     ptx::mbarrier_init(bar_value_full, 1);
     ptx::mbarrier_init(bar_keys_empty, kWarpgroups);
     ptx::mbarrier_init(bar_parts_full, 1);
-    ptx::mbarrier_init(bar_parts_empty, 4 * kWarpgroups);
+    ptx::mbarrier_init(bar_parts_empty, (Forms::kReads ? 128 : 4) * kWarpgroups);
     ptx::mbarrier_init(bar_weights, 4 * kWarpgroups);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(bar_query_full + i, 1);
@@ -106,7 +120,18 @@ struct BackwardShared {
   }
 
   // 8 rows of ones where LSE has its parts, then of delta's, then zeros, each of 8 columns: every row of an operand is the same.
-  TESSERA_DEVICE void init_units(int thread) const {
+  // Score programs: 8 rows that pick the parts of delta, with dropout over the scale of kept weights, of which bfloat16 holds all bits;
+  // in halves, since both 8 columns of an operand are these and both the same parts.
+  TESSERA_DEVICE void init_units(int thread, const ScoreParams& score) const {
+    if constexpr (kFeatures != 0) {
+      if (thread < 8) {
+        const float share = Features<kFeatures>::kDropout ? kept_share(score) : 1.0F;
+        const std::uint32_t half = __float_as_uint(0.5F * share) >> 16;
+        reinterpret_cast<uint4*>(units)[thread] = {0, half << 16, half | half << 16, 0};
+        ptx::fence_async_shared();
+      }
+      return;
+    }
     constexpr std::uint32_t kOne = 0x3F80;
     constexpr std::uint32_t kBoth = kOne | kOne << 16;
     if (thread < 24) {

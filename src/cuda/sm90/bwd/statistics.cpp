@@ -50,7 +50,7 @@ BackwardStatistics::BackwardStatistics(int device, const Problem& problem, std::
       lanes_(lanes_for(problem.dim_v)),
       bfloat16_(problem.dtype == DType::bfloat16),
       has_parts_(numbers.parts),
-      has_whole_(!numbers.parts || problem.sinks),
+      has_whole_(numbers.whole || problem.sinks),
       lse_factor_(-1.0F / exponent_scale(problem)),
       dim_v_(static_cast<std::int32_t>(problem.dim_v)),
       kernel_(Kernel::load(device, "backward_rows", "backward_rows_" + std::to_string(lanes_))) {
@@ -96,14 +96,14 @@ void BackwardStatistics::sum_sinks(const BackwardTensors& tensors, const Batch& 
   if (tensors.dsinks.absent()) {
     return;
   }
-  BackwardSinks params{};
+  SinkRows params{};
   params.lse_log2 = lse_log2_.in(workspace);
   params.delta = delta_.in(workspace);
   params.sinks = static_cast<const float*>(tensors.score.sinks.data);
   params.sinks_stride = tensors.score.sinks.strides[0];
   params.dsinks = static_cast<float*>(tensors.dsinks.data);
   params.dsinks_stride = tensors.dsinks.strides[0];
-  params.batch = batch;
+  params.heads = batch.heads_q;
   params.lines = rows_ == 0 ? 0 : static_cast<std::int32_t>(rows_ / line_rows_ / batch.heads_q);
   params.line_rows = static_cast<std::int32_t>(line_rows_);
   Kernel::load(device_, "backward_rows", "backward_sinks").launch({batch.heads_q, kThreads, 0}, params, stream);

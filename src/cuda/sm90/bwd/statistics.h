@@ -22,7 +22,8 @@ class BackwardStatistics {
   struct Numbers {
     std::int64_t counters;
     bool turns;          // one more for each tile of queries
-    bool parts = false;  // LSE and delta in parts (see StatisticParts), and as they are only where sinks need them
+    bool parts = false;  // LSE and delta in parts, see StatisticParts
+    bool whole = true;   // as they are; where sinks need them in any case
   };
 
   BackwardStatistics(int device, const Problem& problem, std::int64_t tile_q, const Numbers& numbers,

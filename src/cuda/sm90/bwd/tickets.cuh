@@ -78,7 +78,7 @@ class BackwardTickets {
     const int first_line = index / section_tiles * order.section_heads;
     const int rest = index % section_tiles;
     const int width = min(order.section_heads, lines() - first_line);
-    return {first_line + rest % width, rest / width, order.dq_order};
+    return {first_line + rest % width, rest / width, order.way};
   }
 
   TESSERA_DEVICE void decode(const DealtTile& dealt, BackwardTile& s_tile) const {
@@ -114,7 +114,7 @@ class BackwardTickets {
     s_tile.statistics_row =
         (alike ? owner * batch.heads_q + query_head : query_head) * params_.line_rows + sequence.first_line;
     s_tile.statistics_stride = params_.line_rows;
-    s_tile.start = BackwardTurns<kConfig, kMask>::visits(s_tile, dealt.dq_order, params_.order.chunks).start();
+    s_tile.start = BackwardTurns<kConfig, kMask>::visits(s_tile, dealt.way, params_.order).start();
   }
 
   const BackwardParams& params_;

@@ -36,6 +36,9 @@ class KeysConsumer {
   static constexpr int kHeld = kConfig.held_columns(kFeatures != 0) / 16;
   static constexpr bool kHoldsAll = 16 * kHeld == kConfig.head_dim;
   static constexpr int kHalf = kConfig.tile_q / 32;  // steps of depth of half of the queries
+  // Whether the scores of a step are issued in one place, at the head of a round, or before the first round and at the end of each:
+  // the same order, in a sixth less time to compile. Narrower heads, which take less in any case, were slower so.
+  static constexpr bool kIssuesInOnePlace = kFeatures != 0 && kConfig.head_dim > 192;
 
   TESSERA_DEVICE KeysConsumer(const BackwardParams& params, const Shared& shared, const KeyGradient& gradient)
       : params_(params), shared_(shared), gradient_(gradient) {}

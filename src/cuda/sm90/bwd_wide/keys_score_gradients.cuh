@@ -20,12 +20,17 @@ class ScoreGradientConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
     if (!start_tile()) {
       return;
     }
-    issue_dweights();
+    if constexpr (!Base::kIssuesInOnePlace) {
+      issue_dweights();
+    }
     bool behind = false;
     bool more = true;
     bool ended = false;
     typename Base::Rows rows{};
     while (true) {
+      if (Base::kIssuesInOnePlace && more) {
+        issue_dweights();
+      }
       if (ended) {
         ptx::wgmma_wait<0>();
       } else {
@@ -68,7 +73,7 @@ class ScoreGradientConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
       } else {
         this->advance();
       }
-      if (more) {
+      if (!Base::kIssuesInOnePlace && more) {
         issue_dweights();
       }
     }

@@ -11,7 +11,7 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
   using Base = KeysConsumer<kConfig, kMask, Element, kFeatures>;
   using Base::params_, Base::shared_, Base::work_, Base::query_, Base::dout_, Base::buffer_, Base::kScores, Base::kHalf,
       Base::r_packed_, Base::r_gradient_, Base::r_scores_;
-  using Score = BackwardScore<kConfig.tiles(), Element, kFeatures>;
+  using Score = BackwardScore<kConfig.tiles(), Element, kFeatures, false>;
 
  public:
   TESSERA_DEVICE WeightConsumer(const BackwardParams& params, const typename Base::Shared& shared)
@@ -22,13 +22,17 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
     if (!start_tile()) {
       return;
     }
-    await_query();
-    this->issue_scores(shared_.keys, shared_.queries, query_.slot);
+    if constexpr (!Base::kIssuesInOnePlace) {
+      issue_scores();
+    }
     bool behind = false;  // dV of a step is under way
     bool more = true;
     bool ended = false;  // it was the last one of a tile, which `rows` are of
     typename Base::Rows rows{};
     while (true) {
+      if (Base::kIssuesInOnePlace && more) {
+        issue_scores();
+      }
       finish_dv(behind);
       ptx::pin(r_scores_);
       if (ended) {
@@ -63,9 +67,8 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
         this->advance();
         start_head();
       }
-      if (more) {
-        await_query();
-        this->issue_scores(shared_.keys, shared_.queries, query_.slot);
+      if (!Base::kIssuesInOnePlace && more) {
+        issue_scores();
       }
     }
   }
@@ -85,8 +88,9 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
     return true;
   }
 
-  TESSERA_DEVICE void await_query() const {
+  TESSERA_DEVICE void issue_scores() {
     this->await_stage(shared_.bar_query_full, shared_.queries, query_, Base::kRowBarrier);
+    Base::issue_scores(shared_.keys, shared_.queries, query_.slot);
   }
 
   TESSERA_DEVICE void finish_dv(bool behind) {
@@ -111,12 +115,9 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
         reinterpret_cast<const float2*>(shared_.lse_log2 + query_.slot * kConfig.tile_q) + threadIdx.x % 4;
     const bool masked = kPart == 0 && this->is_masked();
     if constexpr (Score::kChangesWeights) {
-      score_.compute_weights(r_packed_, r_scores_, *work_, this->first_query(), s_lse);
+      score_.compute_weights(r_packed_, r_handed_, r_scores_, *work_, this->first_query(), s_lse);
       if (masked) {
         zero_hidden();
-      }
-      if constexpr (Score::kHasDerivative) {
-        tile::round_to<Element>(r_handed_, r_scores_);
       }
     } else {
       if (masked) {
@@ -138,7 +139,7 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
 
   TESSERA_DEVICE void hand_over() {
     uint4* const s_weights = shared_.weights + buffer_.slot * (kConfig.weight_bytes() / 16) + threadIdx.x % 128;
-    const std::uint32_t (&r_words)[kScores / 2] = Score::kHasDerivative ? r_handed_ : r_packed_;
+    const std::uint32_t (&r_words)[kScores / 2] = Score::Has::kHasDerivative ? r_handed_ : r_packed_;
 #pragma unroll
     for (int i = 0; i < kScores / 8; ++i) {
       s_weights[128 * i] = make_uint4(r_words[4 * i], r_words[4 * i + 1], r_words[4 * i + 2], r_words[4 * i + 3]);
@@ -153,9 +154,11 @@ class WeightConsumer : KeysConsumer<kConfig, kMask, Element, kFeatures> {
 #pragma unroll
     for (int i = 0; i < kScores; i += 2) {
       const bool hidden[2] = {r_hidden[i] != 0.0F, r_hidden[i + 1] != 0.0F};
-      r_scores_[i] = hidden[0] ? 0.0F : r_scores_[i];
-      r_scores_[i + 1] = hidden[1] ? 0.0F : r_scores_[i + 1];
-      r_packed_[i / 2] &= (hidden[0] ? 0U : 0x0000FFFFU) | (hidden[1] ? 0U : 0xFFFF0000U);
+      const std::uint32_t seen = (hidden[0] ? 0U : 0x0000FFFFU) | (hidden[1] ? 0U : 0xFFFF0000U);
+      r_packed_[i / 2] &= seen;
+      if constexpr (Score::Has::kHasDerivative) {
+        r_handed_[i / 2] &= seen;
+      }
     }
   }
 

@@ -27,18 +27,12 @@ using sm90::BackwardQueriesParams;
 constexpr std::array kKeysConfigs{
 #define TESSERA_SM90_BACKWARD_KEYS(head_dim, tile_q, tile_k, stages, set) \
   BackwardKeysConfig{head_dim, tile_q, tile_k, stages},
-#define TESSERA_SM90_BACKWARD_QUERIES(...)
 #include "cuda/sm90/bwd_wide/table.def"
-#undef TESSERA_SM90_BACKWARD_KEYS
-#undef TESSERA_SM90_BACKWARD_QUERIES
 };
 constexpr std::array kQueriesConfigs{
-#define TESSERA_SM90_BACKWARD_KEYS(...)
 #define TESSERA_SM90_BACKWARD_QUERIES(head_dim, tile_q, tile_k, key_stages, value_stages, set) \
   BackwardQueriesConfig{head_dim, tile_q, tile_k, key_stages, value_stages},
 #include "cuda/sm90/bwd_wide/table.def"
-#undef TESSERA_SM90_BACKWARD_KEYS
-#undef TESSERA_SM90_BACKWARD_QUERIES
 };
 
 KernelImage image_of(const BackwardKeysConfig& config, const Problem& problem) {
@@ -105,6 +99,7 @@ class WideBackwardExecutable final : public DeviceExecutable {
       row.threads = config.kThreads;
       row.registers = kernel.registers();
       row.spill_bytes = kernel.spill_bytes();
+      row.compiled = kernel.compiled();
       row.shared_bytes = config.shared_bytes();
       row.blocks = blocks(tiles);
       row.waves = static_cast<double>(tiles) / properties_.multiprocessors;
@@ -160,7 +155,7 @@ class WideBackwardExecutable final : public DeviceExecutable {
     }
     key_order_.tiles = narrow_tiles(key_lines, key_tiles);
     key_order_.tiles_of_head = static_cast<std::int32_t>(key_tiles);
-    key_order_.dq_order = sm90::DqOrder::chain;
+    key_order_.way = sm90::Way::down;
     query_order_.tiles = narrow_tiles(query_lines, query_tiles);
     query_order_.tiles_of_head = static_cast<std::int32_t>(query_tiles);
     dynamic_ = mask_kind(problem.mask) == MaskKind::causal || !uniform_lengths(problem);
@@ -259,9 +254,13 @@ class WideBackwardExecutable final : public DeviceExecutable {
 
 }  // namespace
 
-bool has_wide_backward(const Problem& problem) {
-  return !needs_lists(problem.mask) && choose_config(kKeysConfigs, problem) != nullptr &&
-         choose_config(kQueriesConfigs, problem) != nullptr;
+std::vector<KernelImage> wide_backward_images(const Problem& problem) {
+  const BackwardKeysConfig* const keys = choose_config(kKeysConfigs, problem);
+  const BackwardQueriesConfig* const queries = choose_config(kQueriesConfigs, problem);
+  if (needs_lists(problem.mask) || keys == nullptr || queries == nullptr) {
+    return {};
+  }
+  return {image_of(*keys, problem), image_of(*queries, problem)};
 }
 
 std::unique_ptr<const Executable> make_wide_backward(const Problem& problem, const PlanOptions& options) {

@@ -5,8 +5,8 @@
 
 namespace tessera::internal {
 
-// Whether the build has its kernels for the problem.
-bool has_wide_backward(const Problem& problem);
+// As backward_images().
+std::vector<KernelImage> wide_backward_images(const Problem& problem);
 std::unique_ptr<const Executable> make_wide_backward(const Problem& problem, const PlanOptions& options);
 
 }  // namespace tessera::internal

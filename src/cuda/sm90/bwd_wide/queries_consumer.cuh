@@ -35,8 +35,6 @@ class BackwardQueriesConsumer {
   static constexpr int kScores = kConfig.tile_k / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
   static constexpr int kRowBarrier = 1;
-  // dP waits until softcap and function are done with S: beside dQ registers do not hold it and what a derivative takes.
-  static constexpr bool kDweightsLast = Score::kHasDerivative;
 
   TESSERA_DEVICE bool read_tile() {
     ptx::mbarrier_wait(shared_.bar_tile_full + tile_.slot, tile_.parity);
@@ -125,12 +123,8 @@ class BackwardQueriesConsumer {
       if (behind) {
         release_stage(shared_.bar_key_empty, dq_key_);
       }
-      if constexpr (!kDweightsLast) {
-        issue_dscores(r_dscores);
-        ptx::wgmma_wait<1>();
-      } else {
-        ptx::wgmma_wait<0>();
-      }
+      issue_dscores(r_dscores);
+      ptx::wgmma_wait<1>();
       ptx::pin(r_scores);
       if (j == begin_) {
         release(shared_.bar_query_empty + warpgroup_);
@@ -142,9 +136,6 @@ class BackwardQueriesConsumer {
       compute_weights(r_scores, j);
       if (Score::kChangesWeights && masked) {
         hide(r_scores, j, 0.0F);
-      }
-      if constexpr (kDweightsLast) {
-        issue_dscores(r_dscores);
       }
       // Not needed before dP; but without a branch in between the compiler puts the exponentials behind the wait for dP.
       if (j > begin_) {

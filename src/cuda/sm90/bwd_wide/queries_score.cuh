@@ -15,8 +15,6 @@ class BackwardQueriesScore : public Features<kFeatures> {
   static constexpr int kScores = kConfig.tile_k / 2;
   // Whether weights are more than powers of two of scaled products.
   static constexpr bool kChangesWeights = Has::kSoftcap || Has::kFunction || Has::kAdds;
-  // Whether what compute_weights() leaves is not P, but P times a derivative.
-  static constexpr bool kHasDerivative = Has::kSoftcap || Has::kFunction;
 
   TESSERA_DEVICE BackwardQueriesScore(const BackwardQueriesParams& params, int warpgroup)
       : params_(params), warpgroup_(warpgroup) {}
@@ -61,37 +59,28 @@ class BackwardQueriesScore : public Features<kFeatures> {
   template <class Offset>
   TESSERA_DEVICE void weights(float (&r_scores)[kScores], const ForwardTile& work, int query, int first_key, int r,
                               Offset&& offset) const {
-    const float factor = Has::kFunction ? kLog2e : params_.scale_log2;
+    const float factor = Has::kFunctionChanges ? kLog2e : params_.scale_log2;
+    const typename Has::Place place(params_.score.function, sequence(work), work.head);
+    const int at_query = min(query, work.queries - 1);
 #pragma unroll
     for (int i = 0; i < kScores / 2; ++i) {
       const int column = 8 * (i / 2) + i % 2;
+      const int key = first_key + tile::fragment_column();
+      const int at_key = max(min(key + column, work.keys - 1), 0);
+      const float distance = place.distance(query, key) + place.step(0, column);
       float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-      const tile::Tangent logit = logit_of(score, work, query, first_key, column);
-      const float weight = ptx::exp2(fmaf(logit.value, factor, offset(column)));
-      score = kHasDerivative ? weight * logit.derivative : weight;
-      if constexpr (Has::kFunction) {
+      const tile::Tangent logit =
+          logit_of<Element, kFeatures>(score, params_.score_scale, params_.score, place, at_query, at_key, distance);
+      float addend = offset(column);
+      if constexpr (Has::kFunctionAdds) {
+        addend += function_addend(place, at_query, at_key, distance);
+      }
+      const float weight = ptx::exp2(fmaf(logit.value, factor, addend));
+      score = Has::kHasDerivative ? weight * logit.derivative : weight;
+      if constexpr (Has::kFunctionChanges) {
         score = weight == 0.0F ? 0.0F : score;  // where it may have no derivative
       }
     }
-  }
-
-  // What softcap and function make of a product, and the derivative of the logit by the scaled product.
-  TESSERA_DEVICE tile::Tangent logit_of(float x, const ForwardTile& work, int query, int first_key, int column) const {
-    tile::Tangent logit{x, 1.0F};
-    if constexpr (Has::kSoftcap) {
-      logit.value = soft_cap<Element>(x * params_.score_scale);
-      logit.derivative = fmaf(-logit.value, logit.value, 1.0F);
-    }
-    if constexpr (Has::kFunction) {
-      const typename Has::Place place(params_.score.function, sequence(work), work.head);
-      const int key = first_key + tile::fragment_column();
-      const tile::Tangent result = tile::differentiate_function(
-          logit.value * Has::function_scale(params_.score), place, min(query, work.queries - 1),
-          max(min(key + column, work.keys - 1), 0), place.distance(query, key) + place.step(0, column));
-      logit.value = result.value;
-      logit.derivative *= result.derivative;
-    }
-    return logit;
   }
 
   const BackwardQueriesParams& params_;

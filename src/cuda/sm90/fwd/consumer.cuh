@@ -1,9 +1,5 @@
-// A consumer warpgroup of the forward kernel: 64 rows of every tile of queries.
-//
-// Work is one stream of key tiles across all tiles of queries. S of the next key tile is issued before O += P V of this one,
-// so that the tensor cores are busy while the weights are computed; at the end of a query tile that next S already belongs to
-// the next query tile, whose queries and first keys are in shared memory by then. Warpgroups take turns at issuing products:
-// the exponentials of one overlap the products of another.
+// What a consumer warpgroup of the forward kernel does with its 64 rows of every tile of queries. In which order is in walk.cuh and
+// compact_walk.cuh.
 #pragma once
 
 #include "cuda/sm90/fwd/score.cuh"
@@ -27,25 +23,7 @@ class ForwardConsumer {
         leader_(threadIdx.x % 128 == 0),
         score_(params, warpgroup) {}
 
-  TESSERA_DEVICE void run() {
-    if (warpgroup_ == kConfig.warpgroups - 1) {
-      pass_turn();  // to the first warpgroup
-    }
-    read_tile();
-    if constexpr (kFeatures != 0) {
-      for (; work_.valid != 0; read_tile()) {
-        walk_compactly();
-      }
-      ptx::bulk_wait_read<0>();
-    } else {
-      walk();
-    }
-    if (warpgroup_ == 0) {
-      await_turn();  // the last one is not taken: a barrier may not be left half full
-    }
-  }
-
- private:
+ protected:
   using QueryPosition = tile::RingPosition<kConfig.query_slots()>;
   static constexpr int kScores = kConfig.tile_k / 2;
   static constexpr int kOutputs = kConfig.head_dim / 2;
@@ -59,175 +37,16 @@ class ForwardConsumer {
   static constexpr int kRowBarrier = 4;
   static constexpr int kTwinBarriers = 8;
 
-  // A tile of queries in the code of one step, for kernels that are compiled when they are first used: that takes half as long
-  // as the three to five copies of a step below. Tiles do not overlap each other's ends.
-  TESSERA_DEVICE void walk_compactly() {
-    start_rows();
-    softmax_.reset();
-    const QueryPosition queries = own_queries();
-    ptx::mbarrier_wait(shared_.bar_query_full + queries.slot, queries.parity);
-    for (int j = work_.end - 1; j >= work_.begin; --j) {
-      const bool first = j == work_.end - 1;
-      if constexpr (kMask == MaskKind::listed) {
-        await_visit();
-      }
-      score_.draw(work_, key_tile(j));
-      ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
-      await_turn();
-      issue_scores();
-      if (first) {
-        ptx::wgmma_commit();
-      } else {
-        issue_output();
-        accumulate_ = true;
-      }
-      pass_turn();
-      ptx::wgmma_wait<1>();
-      ptx::pin(r_scores_);
-      release_keys();
-      if constexpr (Score::kDropout) {
-        finish_compactly(first);
-      }
-      transform_scores(j);
-      if constexpr (!Score::kDropout) {
-        finish_compactly(first);
-      }
-      softmax_.template update_weights<Element, Score::kShiftsRows>(
-          r_scores_, {score_.row_shift(0), score_.row_shift(1)}, r_weights_, r_output_, score_.factor_log2());
-      score_.drop(r_weights_);
-    }
-    issue_output();
-    finish_output();
-    write_output(work_);
-  }
-
-  // Products of visit j to scores. A function must not see what lies behind an end: tiles with an end have code of their own.
-  TESSERA_DEVICE void transform_scores(int j) {
-    const bool masked = is_masked(j);
-    if (Score::kFunction && (masked || score_.ends_inside(work_))) {
-      if (score_.begins_inside(work_)) {
-        score_.template transform<true>(r_scores_, work_, key_tile(j));
-      }
-      if (masked) {
-        hide(j);
-      }
-    } else {
-      score_.template transform<false>(r_scores_, work_, key_tile(j));
-      if (!Score::kFunction && masked) {
-        hide(j);
-      }
+  // Around all tiles.
+  TESSERA_DEVICE void start_turns() const {
+    if (warpgroup_ == kConfig.warpgroups - 1) {
+      pass_turn();  // to the first warpgroup
     }
   }
-
-  // The output of the step before. Programs are 1 to 5 % faster if they wait for it behind the softmax; but those with dropout,
-  // which hold more words in registers meanwhile, are 2 to 4 % faster if they do so in front of it.
-  TESSERA_DEVICE void finish_compactly(bool first) {
-    ptx::wgmma_wait<0>();
-    ptx::pin(r_output_);
-    if (first) {
-      accumulate_ = false;
-      clear_hidden_values();
-    } else {
-      release_values();
+  TESSERA_DEVICE void end_turns() const {
+    if (warpgroup_ == 0) {
+      await_turn();  // the last one is not taken: a barrier may not be left half full
     }
-  }
-
-  TESSERA_DEVICE bool is_masked(int j) const {
-    return kMask == MaskKind::listed ? visit_.bits != kAllAttend : j >= first_masked_ || j < last_unmasked_;
-  }
-
-  TESSERA_DEVICE void walk() {
-    if (work_.valid != 0) {
-      start_tile();
-      await_turn();
-      issue_scores();
-      pass_turn();
-      ptx::wgmma_wait<0>();
-      ptx::pin(r_scores_);
-      release_keys();
-      first_weights();
-      while (walk_tile()) {
-      }
-      ptx::bulk_wait_read<0>();
-    }
-  }
-
-  // The rest of a query tile, and the first weights of the next one. False when there is none.
-  TESSERA_DEVICE bool walk_tile() {
-    int j = work_.end - 2;
-    if constexpr (kMask == MaskKind::listed) {
-      for (; j >= work_.begin; --j) {
-        await_visit();
-        if (visit_.bits >= 0) {
-          step<true>(j);
-        } else {
-          step<false>(j);
-        }
-      }
-      return next_tile();
-    }
-    if constexpr (kMask != MaskKind::dense) {
-      for (; j >= max(first_masked_, work_.begin); --j) {
-        step<true>(j);
-      }
-    }
-    for (; j >= last_unmasked_; --j) {
-      step<false>(j);
-    }
-    if constexpr (kMask == MaskKind::window) {
-      for (; j >= work_.begin; --j) {
-        step<true>(j);
-      }
-    }
-    return next_tile();
-  }
-
-  // One key tile: its scores and weights, and the output of the weights before it.
-  template <bool kMasked>
-  TESSERA_DEVICE void step(int j) {
-    score_.draw(work_, key_tile(j));
-    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
-    await_turn();
-    issue_scores();
-    issue_output();
-    pass_turn();
-    accumulate_ = true;
-    ptx::wgmma_wait<1>();
-    ptx::pin(r_scores_);
-    release_keys();
-    // The products are issued when they are nearly done: there is nothing to gain from waiting later, and the values' room is
-    // free sooner.
-    finish_output();
-    score_.template transform<kMasked>(r_scores_, work_, key_tile(j));
-    if constexpr (kMasked) {
-      hide(j);
-    }
-    softmax_.template update_weights<Element>(r_scores_, r_weights_, r_output_, score_.factor_log2());
-    score_.drop(r_weights_);
-  }
-
-  // The last output of a tile of queries, and the first scores and weights of the next one.
-  TESSERA_DEVICE bool next_tile() {
-    const ForwardTile done = work_;
-    read_tile();
-    if (work_.valid == 0) {
-      issue_output();
-      finish_output();
-      write_output(done);
-      return false;
-    }
-    start_tile();
-    await_turn();
-    issue_scores();
-    issue_output();
-    pass_turn();
-    ptx::wgmma_wait<1>();
-    ptx::pin(r_scores_);
-    release_keys();
-    finish_output();
-    write_output(done);
-    first_weights();
-    return true;
   }
 
   TESSERA_DEVICE void start_rows() {
@@ -241,24 +60,15 @@ class ForwardConsumer {
     score_.start_tile(work_);
   }
 
-  // The next tile of queries, once its queries and its first keys are there.
-  TESSERA_DEVICE void start_tile() {
-    start_rows();
-    if constexpr (kMask != MaskKind::listed) {
-      score_.draw(work_, key_tile(work_.end - 1));
-    }
+  TESSERA_DEVICE void await_queries() const {
     const QueryPosition queries = own_queries();
     ptx::mbarrier_wait(shared_.bar_query_full + queries.slot, queries.parity);
-    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
-    if constexpr (kMask == MaskKind::listed) {
-      await_visit();
-      score_.draw(work_, key_tile(work_.end - 1));
-    }
   }
+  TESSERA_DEVICE void await_keys() const { ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity); }
 
   // What the next stage holds under a listed mask, with its bits on the way from memory.
   TESSERA_DEVICE void await_visit() {
-    ptx::mbarrier_wait(shared_.bar_key_full + key_.slot, key_.parity);
+    await_keys();
     visit_ = shared_.visits[key_.slot];
     ptx::mbarrier_arrive(shared_.bar_key_empty + key_.slot);  // see Shared::key_arrivals()
     bits_.load(params_.listed.bits, visit_.bits, kConfig.tile_q(), warpgroup_ * 64 + tile::fragment_row());
@@ -269,47 +79,36 @@ class ForwardConsumer {
     if constexpr (kMask == MaskKind::listed) {
       return visit_.bits == kNoneAttend ? 0 : visit_.tile;
     }
-    return j;
-  }
-
-  TESSERA_DEVICE void first_weights() {
-    const int j = work_.end - 1;
-    score_.template transform<true>(r_scores_, work_, key_tile(j));
-    if (kMask == MaskKind::listed ? visit_.bits != kAllAttend : kMask != MaskKind::dense || j >= first_masked_) {
-      hide(j);
-    }
-    softmax_.template start<Element>(r_scores_, r_weights_, score_.factor_log2());
-    score_.drop(r_weights_);
-    accumulate_ = false;
-    clear_hidden_values();
+    return kStartsAtDiagonal<kMask, kFeatures> ? key_tile_of(work_, j) : j;
   }
 
   // Rows of V behind the keys of a sequence, which only tables of sequences leave in a tile: the copy engine fills what is
-  // outside the tensor with zeros. They are in the first key tile of a tile of queries.
+  // outside the tensor with zeros. They are in the last key tile of a sequence.
   TESSERA_DEVICE void clear_hidden_values() {
-    if (params_.batch.sequences == nullptr || first_tile_end() * kConfig.tile_k <= work_.keys) {
+    if (params_.batch.sequences == nullptr || last_tile_end() * kConfig.tile_k <= work_.keys) {
       return;
     }
     ptx::mbarrier_wait(shared_.bar_value_full + value_.slot, value_.parity);
     tile::clear_rows<kConfig.tile_k, kConfig.sub_tiles()>(shared_.values + value_.slot * kConfig.key_bytes(),
-                                                          max(work_.keys - (first_tile_end() - 1) * kConfig.tile_k, 0),
+                                                          max(work_.keys - (last_tile_end() - 1) * kConfig.tile_k, 0),
                                                           row_barrier());
   }
 
-  // The key tile that a tile of queries visits first, and one more.
-  TESSERA_DEVICE int first_tile_end() const {
+  // One more than that tile or, under a listed mask, the one that is visited.
+  TESSERA_DEVICE int last_tile_end() const {
     if constexpr (kMask == MaskKind::listed) {
       return visit_.tile + 1;
     }
     return work_.end;
   }
 
-  TESSERA_DEVICE void hide(int j) {
+  // Of the scores of a key tile what the mask leaves out.
+  TESSERA_DEVICE void hide(int tile) {
     if constexpr (kMask == MaskKind::listed) {
       bits_.hide(r_scores_, Score::Softmax::kHidden);
       return;
     }
-    const int first_key = j * kConfig.tile_k + tile::fragment_column();
+    const int first_key = tile * kConfig.tile_k + tile::fragment_column();
     int first[2];
     int last[2];
 #pragma unroll

@@ -3,10 +3,29 @@
 #pragma once
 
 #include "cuda/ptx/grid.cuh"
-#include "cuda/sm90/fwd/consumer.cuh"
+#include "cuda/sm90/fwd/compact_walk.cuh"
 #include "cuda/sm90/fwd/producer.cuh"
+#include "cuda/sm90/fwd/walk.cuh"
 
 namespace tessera::sm90 {
+
+template <bool kCompact, ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
+struct WalkOf {
+  using Type = CompactForwardWalk<kConfig, kMask, Element, kFeatures>;
+};
+template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
+struct WalkOf<false, kConfig, kMask, Element, kFeatures> {
+  using Type = ForwardWalk<kConfig, kMask, Element, kFeatures>;
+};
+
+template <ForwardConfig kConfig, MaskKind kMask, class Element, std::uint32_t kFeatures>
+TESSERA_DEVICE void consume(const ForwardParams& params, const ForwardShared<kConfig>& shared, int warpgroup,
+                            int twin) {
+  constexpr std::uint32_t kUnrolled = kBounded | kUnrolledWalk;
+  constexpr bool kIsUnrolled = (kFeatures & kUnrolled) == kUnrolled && !Features<kFeatures>::kDropout;
+  constexpr bool kIsCompact = kFeatures != 0 && !kIsUnrolled;
+  typename WalkOf<kIsCompact, kConfig, kMask, Element, kFeatures>::Type(params, shared, warpgroup, twin).run();
+}
 
 // What blocks do while the kernel in front ends. It may still write what they read, and read what they write: every thread that
 // touches tensors waits for its end.
@@ -28,7 +47,7 @@ template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 TESSERA_DEVICE void produce(const ForwardParams& params, const ForwardShared<kConfig>& shared, int thread, int twin) {
   if (thread == 0) {
     ptx::wait_for_last_grid();
-    KeyLoader<kConfig, kMask>(params, shared).run();
+    KeyLoader<kConfig, kMask, kFeatures>(params, shared).run();
   } else if (thread == 32) {
     if (params.batch.sequences != nullptr) {
       ptx::wait_for_last_grid();
@@ -52,7 +71,7 @@ TESSERA_DEVICE void forward_twins(const ForwardParams& params) {
   } else {
     ptx::raise_registers<kConfig.consumer_registers()>();
     ptx::wait_for_last_grid();
-    ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, (warp - 4) / 4 % 2, twin).run();
+    consume<kConfig, kMask, Element, kFeatures>(params, shared, (warp - 4) / 4 % 2, twin);
   }
 }
 
@@ -72,7 +91,7 @@ TESSERA_DEVICE void forward(const ForwardParams& params) {
   } else {
     ptx::raise_registers<kConfig.consumer_registers()>();
     ptx::wait_for_last_grid();
-    ForwardConsumer<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1, 0).run();
+    consume<kConfig, kMask, Element, kFeatures>(params, shared, warpgroup - 1, 0);
   }
 }
 

@@ -26,19 +26,19 @@ using sm90::ForwardParams;
 constexpr std::array kConfigs{
 #define TESSERA_SM90_FORWARD(head_dim, warpgroups, tile_k, stages, set) \
   ForwardConfig{head_dim, warpgroups, tile_k, stages},
-#define TESSERA_SM90_FORWARD_LISTED(head_dim, warpgroups, tile_k, stages, set)
 #include "cuda/sm90/fwd/table.def"
-#undef TESSERA_SM90_FORWARD_LISTED
-#undef TESSERA_SM90_FORWARD
 };
 
 constexpr std::array kListedConfigs{
-#define TESSERA_SM90_FORWARD(head_dim, warpgroups, tile_k, stages, set)
 #define TESSERA_SM90_FORWARD_LISTED(head_dim, warpgroups, tile_k, stages, set) \
   ForwardConfig{head_dim, warpgroups, tile_k, stages},
 #include "cuda/sm90/fwd/table.def"
-#undef TESSERA_SM90_FORWARD_LISTED
-#undef TESSERA_SM90_FORWARD
+};
+
+constexpr std::array kProgramRows{
+#define TESSERA_SM90_FORWARD_PROGRAMS(head_dim, warpgroups, tile_k, stages, program, set) \
+  ProgramRow{head_dim, TableProgram::program},
+#include "cuda/sm90/fwd/table.def"
 };
 
 // The modifiers of a kernel, and kBounded. Weights in float16 need a maximum.
@@ -152,6 +152,7 @@ class ForwardExecutable final : public DeviceExecutable {
     row.threads = config_.threads();
     row.registers = kernel_.registers();
     row.spill_bytes = kernel_.spill_bytes();
+    row.compiled = kernel_.compiled();
     row.shared_bytes = config_.twins() * config_.shared_bytes();
     row.blocks = blocks();
     row.waves = static_cast<double>(tiles_) / (properties_.multiprocessors * config_.twins());
@@ -284,11 +285,16 @@ class ForwardExecutable final : public DeviceExecutable {
 
 }  // namespace
 
+std::vector<KernelImage> forward_images(const Problem& problem) {
+  const ForwardConfig* const config = choose_config(problem);
+  return config == nullptr ? std::vector<KernelImage>{} : std::vector{image_of(*config, problem)};
+}
+
 std::optional<std::string> forward_missing(const Problem& problem, const PlanOptions& /*options*/) {
-  if (choose_config(problem) != nullptr) {
+  if (!forward_images(problem).empty()) {
     return std::nullopt;
   }
-  return no_kernel(problem, score_features(problem), "kernel");
+  return no_kernel(problem, score_features(problem), "kernel", in_tables(problem, program_of(problem), kProgramRows));
 }
 
 std::unique_ptr<const Executable> make_forward(const Problem& problem, const PlanOptions& options) {

@@ -14,6 +14,15 @@ namespace tessera::sm90 {
 template <class Params>
 inline constexpr bool kHasRowsOfStatistics = false;
 
+// The key at the distance 0 of a query, or one before the first or behind the last key.
+template <std::uint32_t kFeatures>
+TESSERA_DEVICE int diagonal_key(const ScoreParams& params, const ForwardTile& work, int query) {
+  if constexpr (Features<kFeatures>::kAlibi) {
+    return query + params.diagonal + (params.bottom_right != 0 ? work.keys - work.queries : 0);
+  }
+  return Features<kFeatures>::Place(params.function, 0, 0).key_at(query);
+}
+
 // Tile `index` of the order in which tiles are handed out.
 template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures, class Params>
 TESSERA_DEVICE void decode_tile(const Params& params, int index, ForwardTile& s_tile) {
@@ -70,6 +79,11 @@ TESSERA_DEVICE void decode_tile(const Params& params, int index, ForwardTile& s_
   s_tile.end = max(visits.end, visits.begin + 1);
   if constexpr (kHasRowsOfStatistics<Params>) {
     s_tile.first_line = sequence.first_line;
+  } else if constexpr (kStartsAtDiagonal<kMask, kFeatures>) {
+    const int tile =
+        diagonal_key<kFeatures>(params.score, s_tile, min(first_query + kConfig.tile_q(), sequence.queries) - 1) /
+        kConfig.tile_k;
+    s_tile.turn = s_tile.end - 1 - max(s_tile.begin, min(tile, s_tile.end - 1));
   }
 }
 
@@ -149,7 +163,7 @@ class QueryLoader {
 
 // One thread that loads keys and values. Keys go a tile ahead of values: the scores of a tile of keys are computed with the
 // output of the one before it, so that room for keys is free a step earlier, and they are needed before the values.
-template <ForwardConfig kConfig, MaskKind kMask>
+template <ForwardConfig kConfig, MaskKind kMask, std::uint32_t kFeatures>
 class KeyLoader {
  public:
   TESSERA_DEVICE KeyLoader(const ForwardParams& params, const ForwardShared<kConfig>& shared)
@@ -166,8 +180,9 @@ class KeyLoader {
         if (j == min(work.end, work.begin + kClaimedAhead) - 1) {
           ptx::mbarrier_arrive(shared_.bar_claim);
         }
-        const Box box{kMask == MaskKind::listed ? announce(work, j) : work.key_row + j * kConfig.tile_k, work.key_head,
-                      work.batch};
+        const int tile = kStartsAtDiagonal<kMask, kFeatures> ? key_tile_of(work, j) : j;
+        const Box box{kMask == MaskKind::listed ? announce(work, j) : work.key_row + tile * kConfig.tile_k,
+                      work.key_head, work.batch};
         load(params_.k, shared_.keys, shared_.bar_key_full, shared_.bar_key_empty, stage_, box);
         load_values();
         values_ = box;

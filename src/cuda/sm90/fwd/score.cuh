@@ -21,6 +21,29 @@ struct SoftmaxOf<true, false> {
   using Type = tile::BoundedSoftmax;
 };
 
+// Weights of products under a softcap alone, for tile::BoundedSoftmax. With tanh and 2^x of every score their unit would be the limit.
+class CappedWeight {
+ public:
+  TESSERA_DEVICE explicit CappedWeight(const ForwardParams& params)
+      : first_(params.softcap_series[0]),
+        third_(params.softcap_series[1]),
+        fifth_(params.softcap_series[2]),
+        limit_(params.series_limit),
+        score_scale_(params.score_scale),
+        scale_log2_(params.scale_log2) {}
+
+  TESSERA_DEVICE float near(float score) const {
+    const float square = score * score;
+    return ptx::exp2(score * fmaf(fmaf(square, fifth_, third_), square, first_));
+  }
+  TESSERA_DEVICE float anywhere(float score) const { return ptx::exp2(ptx::tanh(score * score_scale_) * scale_log2_); }
+  TESSERA_DEVICE float most() const { return near(limit_); }
+  TESSERA_DEVICE float least() const { return near(-limit_); }
+
+ private:
+  float first_, third_, fifth_, limit_, score_scale_, scale_log2_;
+};
+
 template <ForwardConfig kConfig, class Element, std::uint32_t kFeatures>
 class ForwardScore : public Features<kFeatures> {
  public:
@@ -34,12 +57,24 @@ class ForwardScore : public Features<kFeatures> {
     return Has::kAlibi ? unit_log2_ : Has::kBias || Has::kHasBound ? 1.0F : logit_factor();
   }
 
-  // What transform() leaves, scores or weights, is for this.
+  // For what transform() leaves.
   using Softmax = typename SoftmaxOf<Has::kHasBound, kFeatures == 0>::Type;
 
   // What transform() leaves to add to the scores of each row before factor_log2().
   static constexpr bool kShiftsRows = Has::kAlibi && !Has::kBias;
   TESSERA_DEVICE float row_shift(int r) const { return r == 0 ? row_shift_ : row_shift_ + row_step_; }
+
+  // Weights of scores that transform() left and a mask has hidden in part.
+  template <int kOutputs>
+  TESSERA_DEVICE void update_weights(Softmax& softmax, const float (&r_scores)[kScores],
+                                     std::uint32_t (&r_weights)[kScores / 2], float (&r_output)[kOutputs]) const {
+    if constexpr (Has::kHasBound) {
+      softmax.template update_weights<Element>(r_scores, r_weights, CappedWeight(params_));
+    } else {
+      softmax.template update_weights<Element, kShiftsRows>(r_scores, {row_shift(0), row_shift(1)}, r_weights, r_output,
+                                                            factor_log2());
+    }
+  }
 
   TESSERA_DEVICE void start_tile(const ForwardTile& work) {
     if constexpr (Has::kAlibi) {
@@ -79,7 +114,7 @@ class ForwardScore : public Features<kFeatures> {
   // `kMasked`: the tile may reach behind the last query or key.
   template <bool kMasked>
   TESSERA_DEVICE void transform(float (&r_scores)[kScores], const ForwardTile& work, int key_tile) {
-    if constexpr (Has::kSoftcap) {
+    if constexpr (Has::kSoftcap && !Has::kHasBound) {
       cap(r_scores);
     }
     const int first_key = key_tile * kConfig.tile_k;
@@ -130,44 +165,12 @@ class ForwardScore : public Features<kFeatures> {
   TESSERA_DEVICE int first_row(const ForwardTile& work) const { return work.first_query + warpgroup_ * 64; }
   TESSERA_DEVICE int row(const ForwardTile& work) const { return first_row(work) + tile::fragment_row(); }
 
-  // A softcap that something follows leaves tanh, one alone weights.
+  // A softcap that something follows leaves tanh.
   TESSERA_DEVICE void cap(float (&r_scores)[kScores]) const {
-    if constexpr (Has::kHasBound) {
-      weigh_capped(r_scores);
-    } else {
 #pragma unroll
-      for (float& score : r_scores) {
-        score = soft_cap<Element>(score * params_.score_scale);
-      }
+    for (float& score : r_scores) {
+      score = soft_cap<Element>(score * params_.score_scale);
     }
-  }
-
-  // Where all scores of this thread are below 0.6 of the softcap by a polynomial: the unit of tanh and 2^x would be the limit with
-  // two instructions a score.
-  TESSERA_DEVICE void weigh_capped(float (&r_scores)[kScores]) const {
-    if (highest_magnitude(r_scores) <= params_.series_limit) {
-#pragma unroll
-      for (float& score : r_scores) {
-        const float square = score * score;
-        float series = fmaf(square, params_.softcap_series[2], params_.softcap_series[1]);
-        series = fmaf(series, square, params_.softcap_series[0]);
-        score = ptx::exp2(score * series);
-      }
-    } else {
-#pragma unroll
-      for (float& score : r_scores) {
-        score = ptx::exp2(ptx::tanh(score * params_.score_scale) * params_.scale_log2);
-      }
-    }
-  }
-
-  TESSERA_DEVICE static float highest_magnitude(const float (&r_scores)[kScores]) {
-    float highest[4] = {};
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      highest[i % 4] = fmaxf(highest[i % 4], fabsf(r_scores[i]));
-    }
-    return fmaxf(fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3]));
   }
 
   // Rows and keys behind the end have the last position: they are hidden or not stored.
@@ -186,8 +189,8 @@ class ForwardScore : public Features<kFeatures> {
         const int column = 8 * (i / 2) + i % 2;
         const int key = first_key + tile::fragment_column() + column;
         float& score = r_scores[4 * (i / 2) + 2 * r + i % 2];
-        score = tile::call_function(score * scale, place, kMasked ? min(query, work.queries - 1) : query,
-                                    kMasked ? min(key, last_key) : key, first + place.step(8 * r, column));
+        score = tile::call_function_of_product(score, scale, place, kMasked ? min(query, work.queries - 1) : query,
+                                               kMasked ? min(key, last_key) : key, first + place.step(8 * r, column));
       }
     }
   }

@@ -3,6 +3,7 @@
 
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/sm90/fwd/config.h"
+#include "cuda/sm90/score_hooks.cuh"
 #include "cuda/tile/ring.cuh"
 
 namespace tessera::sm90 {
@@ -15,9 +16,24 @@ struct ForwardTile {
   std::int32_t first_query, queries, keys;
   std::int32_t lower, upper;  // the band, see tile::Bounds
   std::int32_t begin, end;    // key tiles to visit, from the last to the first; under a listed mask numbers of visits
-  std::int32_t first_line;    // where rows of statistics are padded: of the sequence's first query, in a head
+  union {
+    std::int32_t first_line;  // of backward kernels: where the sequence's padded rows of statistics begin, in a head
+    std::int32_t turn;        // of the forward one, see key_tile_of()
+  };
 };
 static_assert(sizeof(ForwardTile) <= 64);
+
+// Scores with a penalty of the distance are largest at the diagonal. A walk that comes to it from afar moves the maxima in every
+// step, one that begins there in none.
+template <MaskKind kMask, std::uint32_t kFeatures>
+inline constexpr bool kStartsAtDiagonal = (kMask == MaskKind::dense || kMask == MaskKind::window) &&
+                                          (Features<kFeatures>::kAlibi || Features<kFeatures>::kFunction);
+
+// The key tile of visit `j`, of which the last one is the first: `turn` tiles before it, around the beginning to the end.
+TESSERA_DEVICE int key_tile_of(const ForwardTile& work, int j) {
+  const int tile = j - work.turn;
+  return tile < work.begin ? tile + (work.end - work.begin) : tile;
+}
 
 template <ForwardConfig kConfig>
 struct ForwardShared {
