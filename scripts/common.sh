@@ -6,8 +6,9 @@ torch_venv=".venv-torch"
 export PATH="$root/$venv/bin:$PATH"
 # Compilations are found again in another clone of the repository.
 export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1
-# With precompiled headers, which tests have, the compiler cache works only so.
-export CCACHE_SLOPPINESS=pch_defines,time_macros
+# With precompiled headers, which tests have, the compiler cache works only so. It has to compare the files themselves: what
+# it finds by preprocessed text is the same after a change of comments, and GCC then takes header and file for two.
+export CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_DEPEND=1
 jobs="${JOBS:-$(nproc)}"
 stage_names=()
 stage_results=()

@@ -32,9 +32,9 @@ struct BlockGrid {
 };
 
 // Rows of kept blocks, in compressed form: one pattern for all, or one for each head, each sequence of the batch, or
-// both. A kept block is full, or partial with one bit for each of its pairs. The transpose is computed once, with the
-// mask. Immutable; copies share their memory, which is linear in the number of kept blocks (and in the pairs of partial
-// ones).
+// both. A kept block is full, or partial with one bit for each of its pairs. Immutable; copies share their memory, which
+// is linear in the numbers of block rows and kept blocks (and in the pairs of partial ones). The transpose is computed
+// once, when column() first asks for it, and takes memory for every block column.
 class BlockMask {
  public:
   // Every block kept for which keep(block row, block column) holds; it is asked about each. Throws Error for more than 2^32.

@@ -25,6 +25,25 @@ void validate_length(std::string_view name, std::int64_t length, std::int64_t bl
   }
 }
 
+BlockColumns transpose(const BlockGrid& grid, const BlockPattern& pattern) {
+  BlockColumns columns;
+  columns.offsets.assign(static_cast<std::size_t>(grid.columns()) + 1, 0);
+  for (const TileVisit& block : pattern.by_row) {
+    ++columns.offsets[static_cast<std::size_t>(block.index) + 1];
+  }
+  std::partial_sum(columns.offsets.begin(), columns.offsets.end(), columns.offsets.begin());
+  std::vector<std::int64_t> next(columns.offsets.begin(), columns.offsets.end() - 1);
+  columns.blocks.resize(pattern.by_row.size());
+  for (std::int64_t r = 0; r < grid.rows(); ++r) {
+    const auto row = static_cast<std::size_t>(r);
+    for (std::int64_t n = pattern.row_offsets[row]; n < pattern.row_offsets[row + 1]; ++n) {
+      const TileVisit& block = pattern.by_row[static_cast<std::size_t>(n)];
+      columns.blocks[static_cast<std::size_t>(next[static_cast<std::size_t>(block.index)]++)] = {r, block.kind};
+    }
+  }
+  return columns;
+}
+
 }  // namespace
 
 void validate(const BlockGrid& grid) {
@@ -55,6 +74,18 @@ std::int64_t BlockBits::count() const {
                          [](std::int64_t sum, std::uint64_t word) { return sum + std::popcount(word); });
 }
 
+BlockMask BlockData::make(BlockData data) {
+  data.transposes = std::vector<BlockTranspose>(data.patterns.size());
+  return BlockMask(std::make_shared<const BlockData>(std::move(data)));
+}
+
+const BlockColumns& BlockData::columns(std::int64_t pattern) const {
+  const auto index = static_cast<std::size_t>(pattern);
+  BlockTranspose& result = transposes[index];
+  std::call_once(result.once, [&] { result.columns = transpose(grid, patterns[index]); });
+  return result.columns;
+}
+
 void BlockPatternBuilder::add_full(std::int64_t column) {
   pattern_.by_row.push_back({column, TileKind::full});
   pattern_.first_word.push_back(BlockPattern::kNoBits);
@@ -76,25 +107,6 @@ void BlockPatternBuilder::add(std::int64_t column, const BlockBits& bits) {
 
 void BlockPatternBuilder::end_row() {
   pattern_.row_offsets.push_back(static_cast<std::int64_t>(pattern_.by_row.size()));
-}
-
-BlockPattern BlockPatternBuilder::finish() {
-  BlockPattern& p = pattern_;
-  p.column_offsets.assign(static_cast<std::size_t>(grid_->columns()) + 1, 0);
-  for (const TileVisit& block : p.by_row) {
-    ++p.column_offsets[static_cast<std::size_t>(block.index) + 1];
-  }
-  std::partial_sum(p.column_offsets.begin(), p.column_offsets.end(), p.column_offsets.begin());
-  std::vector<std::int64_t> next(p.column_offsets.begin(), p.column_offsets.end() - 1);
-  p.by_column.resize(p.by_row.size());
-  for (std::int64_t r = 0; r < row(); ++r) {
-    const auto index = static_cast<std::size_t>(r);
-    for (std::int64_t n = p.row_offsets[index]; n < p.row_offsets[index + 1]; ++n) {
-      const TileVisit& block = p.by_row[static_cast<std::size_t>(n)];
-      p.by_column[static_cast<std::size_t>(next[static_cast<std::size_t>(block.index)]++)] = {r, block.kind};
-    }
-  }
-  return std::move(pattern_);
 }
 
 }  // namespace tessera::internal

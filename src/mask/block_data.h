@@ -4,14 +4,22 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "tessera/block_mask.h"
 
 namespace tessera::internal {
 
-// Kept blocks of one pattern, by rows and, transposed, by columns.
+// Kept blocks by columns. It has an offset for every column of the grid, kept or not.
+struct BlockColumns {
+  std::vector<std::int64_t> offsets;
+  std::vector<TileVisit> blocks;
+};
+
+// Kept blocks of one pattern.
 struct BlockPattern {
   static constexpr std::int64_t kNoBits = -1;
 
@@ -19,8 +27,11 @@ struct BlockPattern {
   std::vector<TileVisit> by_row;
   std::vector<std::int64_t> first_word;  // of the bits of each block of by_row; kNoBits for full ones
   std::vector<std::uint64_t> words;      // block_q rows of bits a partial block, each row in whole words
-  std::vector<std::int64_t> column_offsets;
-  std::vector<TileVisit> by_column;
+};
+
+struct BlockTranspose {
+  std::once_flag once;
+  BlockColumns columns;
 };
 
 struct BlockData {
@@ -28,9 +39,14 @@ struct BlockData {
   std::int64_t batch = 1;
   std::int64_t heads = 1;
   std::vector<BlockPattern> patterns;
+  mutable std::vector<BlockTranspose> transposes = {};  // of each pattern of a mask
 
-  static BlockMask make(BlockData data) { return BlockMask(std::make_shared<const BlockData>(std::move(data))); }
+  static BlockMask make(BlockData data);
   static const BlockData& of(const BlockMask& mask) { return *mask.data_; }
+
+  // Transposed when it is first asked for, from any number of threads: until then a mask takes memory for its rows and blocks
+  // alone, however many keys its grid has.
+  const BlockColumns& columns(std::int64_t pattern) const;
 };
 
 // Throws Error that names the field which is wrong.
@@ -68,8 +84,8 @@ class BlockPatternBuilder {
   // Drops a block without bits and makes one with all of them full.
   void add(std::int64_t column, const BlockBits& bits);
   void end_row();
-  // After the last row; computes the transpose.
-  BlockPattern finish();
+  // After the last row.
+  BlockPattern finish() { return std::move(pattern_); }
 
  private:
   std::int64_t row() const { return static_cast<std::int64_t>(pattern_.row_offsets.size()) - 1; }

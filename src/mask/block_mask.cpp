@@ -296,8 +296,8 @@ std::span<const TileVisit> BlockMask::row(std::int64_t pattern, std::int64_t blo
 }
 
 std::span<const TileVisit> BlockMask::column(std::int64_t pattern, std::int64_t block_column) const {
-  const BlockPattern& p = data_->patterns[static_cast<std::size_t>(pattern)];
-  return part(p.by_column, p.column_offsets, block_column);
+  const internal::BlockColumns& columns = data_->columns(pattern);
+  return part(columns.blocks, columns.offsets, block_column);
 }
 
 bool BlockMask::attends(std::int64_t pattern, std::int64_t query, std::int64_t key) const {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <thread>
 #include <vector>
 
 #include "support/expect_error.h"
@@ -106,6 +107,17 @@ TEST(BlockMask, TransposeHoldsTheSameBlocks) {
     for (const TileVisit& block : mask.column(0, column)) actual.push_back(block.index);
     EXPECT_EQ(actual, expected) << "column " << column;
   }
+}
+
+TEST(BlockMask, ThreadsShareOneTranspose) {
+  const BlockMask mask = block_patterns::random({1024, 1024, 16, 16}, 0.3, 5);
+  std::vector<const TileVisit*> first(4);
+  std::vector<std::thread> threads;
+  for (const TileVisit*& blocks : first) {
+    threads.emplace_back([&] { blocks = mask.column(0, 0).data(); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(first, std::vector<const TileVisit*>(first.size(), mask.column(0, 0).data()));
 }
 
 TEST(BlockMask, UnionAndIntersectionAgreePairByPair) {
