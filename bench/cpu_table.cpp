@@ -101,6 +101,17 @@ std::vector<Row> rows_of(const Options& options) {
   return rows;
 }
 
+// Mean of as many runs as take about `seconds`, so that a short case does not fill the caches anew in each of its runs while
+// the long one beside it does so once.
+double seconds_of_run(Workload& workload, tessera::bench::Clock clock, double seconds) {
+  double total = workload.seconds_of_run(clock);
+  int runs = 1;
+  for (; total < seconds; ++runs) {
+    total += workload.seconds_of_run(clock);
+  }
+  return total / runs;
+}
+
 Result measure(const Row& row, const Options& options) {
   Workload subject(row.subject);
   std::optional<Workload> base;
@@ -114,14 +125,15 @@ Result measure(const Row& row, const Options& options) {
   std::vector<double> peaks;
   const auto clock = tessera::bench::clock_for(row.subject.threads);
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
+    const double base_seconds = base ? base->seconds_of_run(clock) : 0;
     const double before = tessera::measure_peak_flops(options.isa);
-    const double rate = subject.plan().facts().flops_of_pairs / subject.seconds_of_run(clock);
+    const double rate = subject.plan().facts().flops_of_pairs / seconds_of_run(subject, clock, base_seconds);
     const double peak = (before + tessera::measure_peak_flops(options.isa)) / 2;
     rates.push_back(rate);
     peaks.push_back(peak);
     if (base) {
       const double visited = subject.plan().facts().flops / subject.plan().facts().flops_of_pairs;
-      ratios.push_back(rate * visited * base->seconds_of_run(clock) / base->plan().facts().flops);
+      ratios.push_back(rate * visited * base_seconds / base->plan().facts().flops);
     } else {
       ratios.push_back(rate / peak);
     }
@@ -142,6 +154,14 @@ nlohmann::json json_of(const Row& row, const Result& result) {
           {"kept", result.ratio >= row.promise},
           {"flops_per_second", result.flops_per_second},
           {"peak_flops_per_second", result.peak}};
+}
+
+// Libraries' threads that wait for their first work run for a while, and would count.
+void let_threads_settle() {
+  const double start = tessera::bench::now_seconds(tessera::bench::Clock::elapsed);
+  while (tessera::bench::now_seconds(tessera::bench::Clock::elapsed) - start < 0.3) {
+    tessera::measure_peak_flops();
+  }
 }
 
 int print_table(const Options& options) {
@@ -181,6 +201,7 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--json", options.json, "also write the figures to this file");
   app.add_flag("--check", options.check, "exit with 1 when a promise is missed");
   CLI11_PARSE(app, argc, argv);
+  let_threads_settle();
   return print_table(options);
 }
 

@@ -50,7 +50,7 @@ struct BackwardTensors {
 struct PlanOptions {
   Device device{};
   std::string impl;  // force one Impl by name; empty: TESSERA_IMPL, else the first that accepts
-  std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has
+  std::string isa;   // force an instruction set of the CPU Impl; empty: TESSERA_ISA, else the best this CPU has for it
   int threads = 0;   // up to 4096; 0: OpenMP's default
   // Backward: the keys are a part of those that `out`, `lse` and `dlse` are about, as in one step of a ring. The gradients
   // are then this part's share: dK and dV of these keys, and a term of dQ.
@@ -93,6 +93,7 @@ struct PlanFacts {
   double flops = 0;  // in the visited tiles: 2 (dim_qk + dim_v) a pair forward, 2 (3 dim_qk + 2 dim_v) backward
   double flops_of_pairs = 0;  // of the pairs that attend alone
   std::int64_t workspace_bytes = 0;
+  double expected_share = 0.85;  // of a CPU plan: of its threads' FMA peak, that long sequences of head dim 128 reach
   std::vector<KernelFacts> kernels;   // of a GPU plan, in launch order
   std::vector<std::string> refusals;  // "impl: reason", of the Impls that come before the chosen one
 };

@@ -1,12 +1,14 @@
 // FlashAttention forward for one item: a run of query tiles of one (sequence, head) against all of its keys.
 //
-// The two matrix products take 4 d FLOP a score and are bound by the FMA ports; the softmax between them costs about ten
-// vector instructions a score vector and runs over a score tile that is still in L1/L2.
+// The two matrix products take 4 d FLOP a score and bind, unless AMX makes them; the softmax between them costs about
+// thirteen vector instructions a score vector and runs over a score tile that is still in L1/L2.
 
 template <class Arithmetic>
 class FlashForward {
   using Unit = typename Arithmetic::Unit;
   static constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
+  static constexpr int kPlanes = Arithmetic::kPlanes;
+  static constexpr std::int64_t kRowsAtOnce = 16;
 
  public:
   FlashForward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace, int thread,
@@ -20,9 +22,10 @@ class FlashForward {
         scratch_(workspace.subspan(static_cast<std::size_t>(plan.scratch.offset_bytes + thread * plan.scratch_bytes),
                                    static_cast<std::size_t>(plan.scratch_bytes))),
         head_kv_(item.head / plan.problem.group_size()),
-        q_(unit_slot(plan.layout.q)),
+        drops_(plan.problem.dropout.threshold() > 0),
+        q_(plan.layout.q.in<Unit>(scratch_)),
         scores_(plan.layout.scores.in(scratch_)),
-        weights_(unit_slot(plan.layout.weights)),
+        weights_(kUnit == 1 ? Operand{reinterpret_cast<Unit*>(scores_), 0} : plan.layout.weights.in<Unit>(scratch_)),
         out_(plan.layout.out.in(scratch_)),
         row_max_(plan.layout.row_max.in(scratch_)),
         row_sum_(plan.layout.row_sum.in(scratch_)),
@@ -37,11 +40,14 @@ class FlashForward {
   }
 
  private:
-  Unit* unit_slot(const WorkspaceSlot<float>& slot) const { return reinterpret_cast<Unit*>(slot.in(scratch_)); }
-
-  const Unit* packed(const PackedOperand& operand) const {
+  Operand packed(const PackedOperand& operand) const {
     return packed_rows(plan_, operand, sequence_, head_kv_, workspace_);
   }
+
+  // With float32 the scores become the weights in place.
+  std::int64_t weight_stride() const { return kUnit == 1 ? plan_.layout.score_stride : plan_.layout.weight_stride; }
+
+  float* joined_if(bool special) const { return kPlanes > 1 && special ? plan_.layout.joined.in(scratch_) : nullptr; }
 
   void load_queries() {
     const Problem& problem = plan_.problem;
@@ -49,7 +55,10 @@ class FlashForward {
     for (std::int64_t r = 0; r < item_.rows.size(); ++r) {
       prefetch_ahead(rows, item_.rows.begin + r, item_.rows.end, problem.dim_qk);
       load_units<Arithmetic>(rows.at(item_.rows.begin + r), rows.dtype, problem.dim_qk, plan_.q_factor,
-                             q_ + r * plan_.layout.q_stride);
+                             q_.at(r * plan_.layout.q_stride));
+      if (kPlanes > 1 && units_special(q_.units + r * plan_.layout.q_stride, plan_.units_qk)) {
+        special_queries_[static_cast<std::size_t>(r / plan_.tile_q)] = true;
+      }
     }
     float start_max = -std::numeric_limits<float>::infinity();
     float start_sum = 0;
@@ -105,7 +114,8 @@ class FlashForward {
     std::int64_t first_key = 0;
     Range columns;  // of the scores
     bool masked = false;
-    bool special_values = false;  // hidden ones may be NaN or infinite
+    bool partial = false;
+    bool special_values = false;  // some are NaN or infinite
   };
 
   void begin_visit(std::int64_t tile) {
@@ -123,24 +133,27 @@ class FlashForward {
     const Range panels =
         partial ? visible_panels(schedule_, rows_, first_key, keys, kPanel) : Range{0, round_up(keys, kPanel)};
     Part& part = parts_[part_count_++];
+    part.partial = partial;
     part.first_key = first_key + panels.begin;
     part.columns = {columns_, columns_ + panels.size()};
     part.masked = partial || part.first_key + panels.size() > sequence_.span.keys;
-    part.special_values =
-        partial && plan_.special_values.in(workspace_)[plan_.special_index(sequence_, head_kv_, key_tile.index)] != 0;
-    multiply_by_keys(plan_, q_ + local_ * plan_.layout.q_stride, plan_.layout.q_stride,
-                     packed(plan_.keys_t) + part.first_key * plan_.units_qk, plan_.units_qk, rows_.size(),
-                     panels.size(), scores_ + columns_);
+    const std::int64_t index = plan_.special_index(sequence_, head_kv_, key_tile.index);
+    part.special_values = plan_.special_values.in(workspace_)[index] != 0;
+    const bool special_keys = plan_.special_keys.in(workspace_)[index] != 0 ||
+                              special_queries_[static_cast<std::size_t>(local_ / plan_.tile_q)];
+    multiply_by_keys(plan_, q_.at(local_ * plan_.layout.q_stride), plan_.layout.q_stride,
+                     packed(plan_.keys_t).at(part.first_key * plan_.units_qk), plan_.units_qk, rows_.size(),
+                     panels.size(), joined_if(special_keys), scores_ + columns_);
     columns_ = part.columns.end;
   }
 
   void end_visit() {
-    for (std::int64_t r = 0; r < rows_.size(); ++r) {
-      softmax_row(r);
+    for (std::int64_t r = 0; r < rows_.size(); r += kRowsAtOnce) {
+      softmax_rows(r, std::min(rows_.size() - r, kRowsAtOnce));
     }
     for (std::int64_t n = 0; n < part_count_; ++n) {
       const Part& part = parts_[n];
-      if (part.special_values) {
+      if (part.special_values && part.partial) {
         add_values_by_row(part, n == 0);
       } else {
         n == 0 ? add_values<Update::kScale>(part) : add_values<Update::kAdd>(part);
@@ -148,15 +161,46 @@ class FlashForward {
     }
   }
 
-  // Online softmax of one row: maximum, rescale, weights, sum.
-  void softmax_row(std::int64_t r) {
+  // Online softmax of up to kRowsAtOnce rows: maximum, rescale, weights, sum. Several at once, so that the chain of steps
+  // from a row's maximum to its weights does not hold up the next row.
+  void softmax_rows(std::int64_t first, std::int64_t rows) {
     const hn::ScalableTag<float> d;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-    const std::int64_t query = rows_.begin + r;
-    const std::int64_t state = local_ + r;
-    const std::int64_t count = columns_;
-    float* HWY_RESTRICT s = scores_ + r * plan_.layout.score_stride;
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
     const float factor = plan_.modified ? 1.0F : plan_.score_factor;
+    float* HWY_RESTRICT row_max = row_max_ + local_ + first;
+    float* HWY_RESTRICT row_sum = row_sum_ + local_ + first;
+    alignas(64) float old_max[kRowsAtOnce] = {};
+    alignas(64) float new_max[kRowsAtOnce] = {};
+    alignas(64) float subtract[kRowsAtOnce];
+    alignas(64) float alpha[kRowsAtOnce];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      old_max[r] = row_max[r];
+      new_max[r] = std::max(old_max[r], prepare_row(first + r) * factor);
+    }
+    for (std::int64_t r = 0; r < kRowsAtOnce; r += lanes) {
+      const auto most = hn::Load(d, new_max + r);
+      const auto offset = hn::IfThenElse(hn::Eq(most, hn::Set(d, kNone)), hn::Zero(d), most);
+      hn::Store(offset, d, subtract + r);
+      hn::Store(exp2_of(d, hn::Sub(hn::Load(d, old_max + r), offset)), d, alpha + r);
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float* s = scores_ + (first + r) * plan_.layout.score_stride;
+      const Operand weights = weights_.at((first + r) * weight_stride());
+      row_max[r] = new_max[r];
+      row_sum[r] = row_sum[r] * alpha[r] + exponentials(s, columns_, factor, subtract[r], weights);
+      rescale_[first + r] = alpha[r];
+      for (std::int64_t n = 0; n < part_count_ && drops_; ++n) {
+        const std::int64_t begin = parts_[n].columns.begin;
+        drop(score_row(parts_[n], rows_.begin + first + r), s + begin, weights.at(begin / kUnit));
+      }
+    }
+  }
+
+  // Modifiers and the mask. Returns the largest score.
+  float prepare_row(std::int64_t r) {
+    const std::int64_t query = rows_.begin + r;
+    float* HWY_RESTRICT s = scores_ + r * plan_.layout.score_stride;
     for (std::int64_t n = 0; n < part_count_; ++n) {
       const Part& part = parts_[n];
       if (plan_.modified) {
@@ -167,27 +211,15 @@ class FlashForward {
                     s + part.columns.begin);
       }
     }
+    const hn::ScalableTag<float> d;
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     auto max0 = hn::LoadU(d, s);
     auto max1 = max0;
-    std::int64_t j = 0;
-    for (; j + 2 * lanes <= count; j += 2 * lanes) {
+    for (std::int64_t j = 0; j + 2 * lanes <= columns_; j += 2 * lanes) {
       max0 = hn::Max(max0, hn::LoadU(d, s + j));
       max1 = hn::Max(max1, hn::LoadU(d, s + j + lanes));
     }
-    const float old_max = row_max_[state];
-    const float tile_max = max_of(d, hn::Max(max0, max1)) * factor;
-    const float new_max = std::max(old_max, tile_max);
-    const float subtract = new_max == -std::numeric_limits<float>::infinity() ? 0.0F : new_max;
-    const hn::CappedTag<float, 1> d1;
-    const float alpha = hn::GetLane(exp2_of(d1, hn::Set(d1, old_max - subtract)));
-    const float sum = exponentials(s, count, factor, subtract, weights_ + r * plan_.layout.weight_stride);
-    row_max_[state] = new_max;
-    row_sum_[state] = row_sum_[state] * alpha + sum;
-    rescale_[r] = alpha;
-    for (std::int64_t n = 0; n < part_count_ && plan_.problem.dropout.threshold() > 0; ++n) {
-      const std::int64_t first = parts_[n].columns.begin;
-      drop(score_row(parts_[n], query), s + first, weights_ + r * plan_.layout.weight_stride + first / kUnit);
-    }
+    return max_of(d, hn::Max(max0, max1));
   }
 
   ScoreRow score_row(const Part& part, std::int64_t query) const {
@@ -195,7 +227,8 @@ class FlashForward {
   }
 
   // s <- 2^(factor s - subtract), in place and, for bfloat16 products, rounded into `weights`. Returns the sum.
-  float exponentials(float* HWY_RESTRICT s, std::int64_t count, float factor, float subtract, Unit* weights) const {
+  float exponentials(float* HWY_RESTRICT s, std::int64_t count, float factor, float subtract,
+                     const Operand& weights) const {
     const hn::ScalableTag<float> d;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     const auto scale = hn::Set(d, factor);
@@ -211,8 +244,8 @@ class FlashForward {
         hn::StoreU(p0, d, s + j);
         hn::StoreU(p1, d, s + j + lanes);
       } else {
-        Arithmetic::store_pairs(p0, p1, weights + j / 2);
-        if (plan_.problem.dropout.threshold() > 0) {
+        Arithmetic::store_pairs(p0, p1, weights.at(j / 2));
+        if (drops_) {
           hn::StoreU(p0, d, s + j);
           hn::StoreU(p1, d, s + j + lanes);
         }
@@ -221,7 +254,7 @@ class FlashForward {
     return sum_of(d, hn::Add(sum0, sum1));
   }
 
-  void drop(const ScoreRow& row, float* HWY_RESTRICT s, Unit* weights) const {
+  void drop(const ScoreRow& row, float* HWY_RESTRICT s, const Operand& weights) const {
     float* HWY_RESTRICT factors = plan_.layout.row_b.in(scratch_);
     dropout_row(row, 1.0F, factors);
     const hn::ScalableTag<float> d;
@@ -233,7 +266,7 @@ class FlashForward {
         hn::StoreU(p0, d, s + j);
         hn::StoreU(p1, d, s + j + lanes);
       } else {
-        Arithmetic::store_pairs(p0, p1, weights + j / 2);
+        Arithmetic::store_pairs(p0, p1, weights.at(j / 2));
       }
     }
   }
@@ -242,14 +275,9 @@ class FlashForward {
   template <Update kUpdate>
   void add_values(const Part& part) {
     Product product;
-    if constexpr (kUnit == 1) {
-      product.a = reinterpret_cast<const Unit*>(scores_) + part.columns.begin;  // Unit is float here
-      product.a_stride = plan_.layout.score_stride;
-    } else {
-      product.a = weights_ + part.columns.begin / kUnit;
-      product.a_stride = plan_.layout.weight_stride;
-    }
-    product.b = packed(plan_.values) + part.first_key / kUnit * kPanel;
+    product.a = weights_.at(part.columns.begin / kUnit);
+    product.a_stride = weight_stride();
+    product.b = packed(plan_.values).at(part.first_key / kUnit * kPanel);
     product.b_stride = kPanel;
     product.b_panel_stride = sequence_.padded_keys / kUnit * kPanel;
     product.c = out_ + local_ * plan_.padded_v;
@@ -258,6 +286,7 @@ class FlashForward {
     product.columns = plan_.padded_v;
     product.depth = part.columns.size() / kUnit;
     product.scale = rescale_;
+    product.joined = joined_if(part.special_values);
     multiply<false, kUpdate>(product);
   }
 
@@ -283,8 +312,12 @@ class FlashForward {
     if constexpr (kUnit == 1) {
       return scores_[r * plan_.layout.score_stride + column];
     } else {
-      const Unit pair = weights_[r * plan_.layout.weight_stride + column / 2];
-      return bfloat16_to_float(static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16));
+      float weight = 0;
+      for (int plane = kPlanes - 1; plane >= 0; --plane) {
+        const Unit pair = weights_.of_plane(plane)[r * weight_stride() + column / 2];
+        weight += bfloat16_to_float(static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16));
+      }
+      return weight;
     }
   }
 
@@ -316,9 +349,11 @@ class FlashForward {
   std::span<std::byte> workspace_;
   std::span<std::byte> scratch_;
   std::int64_t head_kv_;
-  Unit* q_;
+  bool drops_;
+  std::array<bool, FlashPlan::kMostTilesPerItem> special_queries_{};  // of each query tile: some are NaN or infinite
+  Operand q_;
   float* scores_;
-  Unit* weights_;
+  Operand weights_;
   float* out_;
   float* row_max_;
   float* row_sum_;

@@ -26,6 +26,8 @@ class FlashExecutable final : public Executable {
     facts.tile_q = plan_.tile_q;
     facts.tile_k = plan_.tile_k;
     facts.workspace_bytes = plan_.workspace_bytes;
+    facts.expected_share =
+        plan_.pass == Pass::forward ? kernels_.expected_share.forward : kernels_.expected_share.backward;
     return facts;
   }
 
@@ -127,10 +129,13 @@ class FlashExecutable final : public Executable {
 
 // bfloat16 products take their inputs as they are stored, and apply the scale to a maximum: it has to be positive.
 const CpuKernels& kernels_for(const Problem& problem, Pass pass, const PlanOptions& options) {
-  const CpuKernels& kernels = select_kernels(options.isa);
+  const CpuKernels& selected = select_kernels(options.isa);
   const bool stored_as_bfloat16 =
       problem.dtype == DType::bfloat16 && (pass == Pass::forward || problem.out_dtype() == DType::bfloat16);
-  return kernels.bfloat16 != nullptr && stored_as_bfloat16 && problem.softmax_scale() > 0 ? *kernels.bfloat16 : kernels;
+  const CpuKernels& kernels =
+      selected.bfloat16 != nullptr && stored_as_bfloat16 && problem.softmax_scale() > 0 ? *selected.bfloat16 : selected;
+  const bool pays = kernels.otherwise == nullptr || isa_is_forced(options.isa) || kernels.pays(problem, pass);
+  return pays ? kernels : *kernels.otherwise;
 }
 
 class FlashImpl final : public Impl {

@@ -12,7 +12,9 @@
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/philox.h"
+#include "cpu/amx.h"
 #include "cpu/isa.h"
+#include "cpu/product.h"
 #include "plan/rows.h"
 #include "plan/score_function.h"
 
@@ -33,6 +35,7 @@ struct Arithmetic {
   using Vector = hn::Vec<Tag>;
   static constexpr std::int64_t kLanes = HWY_LANES(float);
   static constexpr std::int64_t kDepthUnit = 1;
+  static constexpr int kPlanes = 1;
   // 24 accumulators in 32 registers, 12 in 16.
   static constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;
   static constexpr int kVectors = HWY_ARCH_ARM_A64 ? 4 : 2;
@@ -52,6 +55,7 @@ struct Arithmetic {
 };
 
 // clang-format off: each needs those before it
+#include "cpu/product-inl.h"
 #include "cpu/micro_kernel-inl.h"
 #include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
@@ -66,19 +70,19 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_TARGET == HWY_AVX3
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512bf16")
-namespace tessera::internal::HWY_NAMESPACE::bfloat16_products {
+namespace tessera::internal::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Products of bfloat16 pairs, summed in float32 (VDPBF16PS). A unit is two neighbours along the depth.
-struct Arithmetic {
-  using Unit = std::uint32_t;
-  using Element = std::uint16_t;
-  using Tag = hn::ScalableTag<float>;
+#include "cpu/bfloat16_pairs-inl.h"
+
+}  // namespace tessera::internal::HWY_NAMESPACE
+
+namespace tessera::internal::HWY_NAMESPACE::bfloat16_products {
+
+// Products of bfloat16 pairs, summed in float32 (VDPBF16PS).
+struct Arithmetic : RoundedPairs {
   using Vector = __m512;
-  static constexpr std::int64_t kLanes = 16;
-  static constexpr std::int64_t kDepthUnit = 2;
-  static constexpr int kVectors = 2;
   static constexpr int kRows = 12;
 
   static HWY_INLINE Vector zero() { return _mm512_setzero_ps(); }
@@ -95,28 +99,10 @@ struct Arithmetic {
   static HWY_INLINE Vector scale_add(float scale, Vector c, Vector sum) {
     return _mm512_fmadd_ps(_mm512_set1_ps(scale), c, sum);
   }
-  static HWY_INLINE Unit pack(Element even, Element odd) { return even | (static_cast<Unit>(odd) << 16); }
-  // Two vectors of neighbours along a row, as 16 pairs.
-  static HWY_INLINE void store_pairs(hn::Vec<Tag> first, hn::Vec<Tag> second, Unit* out) {
-    _mm512_storeu_si512(out, (__m512i)(_mm512_cvtne2ps_pbh(second.raw, first.raw)));
-  }
-  static HWY_INLINE void pair_columns(const float* row, std::int64_t count, Unit* out) {
-    for (std::int64_t j = 0; j < count; j += 32) {
-      _mm512_storeu_si512(out + j / 2,
-                          (__m512i)(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + j + 16), _mm512_loadu_ps(row + j))));
-    }
-  }
-  // Element j of both rows as pair j.
-  static HWY_INLINE void pair_rows(const float* even, const float* odd, std::int64_t count, Unit* out) {
-    for (std::int64_t j = 0; j < count; j += 16) {
-      const __m512i low = _mm512_cvtepu16_epi32((__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(even + j))));
-      const __m512i high = _mm512_cvtepu16_epi32((__m256i)(_mm512_cvtneps_pbh(_mm512_loadu_ps(odd + j))));
-      _mm512_storeu_si512(out + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-    }
-  }
 };
 
 // clang-format off: each needs those before it
+#include "cpu/product-inl.h"
 #include "cpu/micro_kernel-inl.h"
 #include "cpu/vector_math-inl.h"
 #include "cpu/pack-inl.h"
@@ -128,6 +114,45 @@ struct Arithmetic {
 
 }  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_products
 HWY_POP_ATTRIBUTES
+
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512bf16,amx-tile,amx-bf16")
+namespace tessera::internal::HWY_NAMESPACE::bfloat16_tiles {
+
+// Products of bfloat16 pairs in the tile registers of AMX.
+using Arithmetic = RoundedPairs;
+
+// clang-format off: each needs those before it
+#include "cpu/product-inl.h"
+#include "cpu/matrix_tiles-inl.h"
+#include "cpu/vector_math-inl.h"
+#include "cpu/pack-inl.h"
+#include "cpu/scores-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_steps-inl.h"
+// clang-format on
+
+}  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_tiles
+
+namespace tessera::internal::HWY_NAMESPACE::float32_tiles {
+
+// Products of float32 in the tile registers of AMX, by the products of their parts.
+using Arithmetic = SplitPairs;
+
+// clang-format off: each needs those before it
+#include "cpu/product-inl.h"
+#include "cpu/joined_operands-inl.h"
+#include "cpu/matrix_tiles-inl.h"
+#include "cpu/vector_math-inl.h"
+#include "cpu/pack-inl.h"
+#include "cpu/scores-inl.h"
+#include "cpu/flash_forward-inl.h"
+#include "cpu/flash_backward-inl.h"
+#include "cpu/flash_steps-inl.h"
+// clang-format on
+
+}  // namespace tessera::internal::HWY_NAMESPACE::float32_tiles
+HWY_POP_ATTRIBUTES
 #endif
 
 #if HWY_ONCE
@@ -135,24 +160,39 @@ namespace tessera::internal {
 
 namespace {
 
+// Kernels with float32 products, and with bfloat16 products where they are given.
 #if HWY_TARGETS & HWY_AVX3
-constexpr CpuKernels kAvx512Bf16Products = N_AVX3::bfloat16_products::kernels_table("avx512_bf16", nullptr);
-constexpr CpuKernels kAvx512Bf16 = N_AVX3::float32_products::kernels_table("avx512_bf16", &kAvx512Bf16Products);
-constexpr CpuKernels kAvx512 = N_AVX3::float32_products::kernels_table("avx512", nullptr);
+constexpr ExpectedShare kByFma{};
+constexpr ExpectedShare kByTiles{2.7, 2.5};
+constexpr ExpectedShare kByTilesOfParts{1.1, 0.9};
+constexpr CpuKernels kAvx512Bf16Products = N_AVX3::bfloat16_products::kernels_table("avx512_bf16", kByFma, nullptr);
+constexpr CpuKernels kAvx512Bf16 = N_AVX3::float32_products::kernels_table("avx512_bf16", kByFma, &kAvx512Bf16Products);
+constexpr CpuKernels kAvx512 = N_AVX3::float32_products::kernels_table("avx512", kByFma, nullptr);
+// Packing K and V for the tiles has to be worth the while.
+std::int64_t queries_of_key_head(const Problem& problem) { return problem.seq_q * problem.group_size(); }
+bool tiles_pay(const Problem& problem, Pass /*pass*/) { return queries_of_key_head(problem) >= 16; }
+bool tiles_of_parts_pay(const Problem& problem, Pass pass) {
+  const bool narrow = std::max(problem.dim_qk, problem.dim_v) <= 64;
+  return queries_of_key_head(problem) >= 256 && (narrow || pass == Pass::forward);
+}
+constexpr CpuKernels kAmxBf16Products =
+    N_AVX3::bfloat16_tiles::kernels_table("amx_bf16", kByTiles, nullptr, &kAvx512Bf16Products, &tiles_pay);
+constexpr CpuKernels kAmxBf16 = N_AVX3::float32_tiles::kernels_table("amx_bf16", kByTilesOfParts, &kAmxBf16Products,
+                                                                     &kAvx512Bf16, &tiles_of_parts_pay);
 #endif
 #if HWY_TARGETS & HWY_AVX2
-constexpr CpuKernels kAvx2 = N_AVX2::float32_products::kernels_table("avx2", nullptr);
+constexpr CpuKernels kAvx2 = N_AVX2::float32_products::kernels_table("avx2", {}, nullptr);
 #endif
 #if HWY_TARGETS & HWY_SSE4
-constexpr CpuKernels kSse4 = N_SSE4::float32_products::kernels_table("sse4", nullptr);
+constexpr CpuKernels kSse4 = N_SSE4::float32_products::kernels_table("sse4", {}, nullptr);
 #endif
 #if HWY_TARGETS & HWY_NEON
-constexpr CpuKernels kNeon = N_NEON::float32_products::kernels_table("neon", nullptr);
+constexpr CpuKernels kNeon = N_NEON::float32_products::kernels_table("neon", {}, nullptr);
 #endif
 #if HWY_TARGETS & HWY_EMU128
-constexpr CpuKernels kPortable = N_EMU128::float32_products::kernels_table("portable", nullptr);
+constexpr CpuKernels kPortable = N_EMU128::float32_products::kernels_table("portable", {}, nullptr);
 #elif HWY_TARGETS & HWY_SCALAR
-constexpr CpuKernels kPortable = N_SCALAR::float32_products::kernels_table("portable", nullptr);
+constexpr CpuKernels kPortable = N_SCALAR::float32_products::kernels_table("portable", {}, nullptr);
 #endif
 
 std::vector<const CpuKernels*> find_kernels() {
@@ -161,6 +201,9 @@ std::vector<const CpuKernels*> find_kernels() {
 #if HWY_TARGETS & HWY_AVX3
   if ((targets & HWY_AVX3) != 0) {
     if (__builtin_cpu_supports("avx512bf16") != 0) {
+      if (amx_bf16_usable()) {
+        found.push_back(&kAmxBf16);
+      }
       found.push_back(&kAvx512Bf16);
     }
     found.push_back(&kAvx512);

@@ -9,10 +9,19 @@
 
 namespace tessera::internal {
 
+// Of the FMA peak, that long sequences reach: more than 1 where products are not made by FMAs.
+struct ExpectedShare {
+  double forward = 0.85;
+  double backward = 0.85;
+};
+
 struct CpuKernels {
   const char* isa;
-  KernelShape shape;           // for the float32 products
-  const CpuKernels* bfloat16;  // kernels with bfloat16 products, or null
+  KernelShape shape;
+  ExpectedShare expected_share;
+  const CpuKernels* bfloat16;   // kernels with bfloat16 products, or null
+  const CpuKernels* otherwise;  // for the problems for which these do not pay, or null
+  bool (*pays)(const Problem&, Pass);
 
   // K and V (backward too) of plan.pack_items[item].
   void (*pack_forward)(const FlashPlan&, const ForwardTensors&, std::span<std::byte> workspace, std::int64_t item);

@@ -27,26 +27,45 @@ std::int64_t largest_divisor(std::int64_t block, std::int64_t unit, std::int64_t
   return std::max(size, unit);
 }
 
-// Forward: scores of 48 x 512 live in L2 beside the tile's K and V; wide tiles pay the upkeep of a row (maximum, rescale)
-// less often. Backward: two score tiles, dK and dV of a tile as well, so it is narrower. Measured in NOTES.md.
-//
+struct TileSizes {
+  std::int64_t q;
+  std::int64_t k;
+};
+
+// Up to head dim 128. Forward: the scores of a tile live in L2 beside its K and V; wide tiles pay the upkeep of a row
+// (maximum, rescale) less often. Backward: two score tiles, dK and dV of a tile as well, so it is narrower; matrix tiles,
+// for which Q and dO are laid out anew for every key tile, gain by wide ones. Measured in NOTES.md.
+TileSizes widest_tiles(const FlashPlan& plan, std::int64_t dim) {
+  const bool matrix_tiles = !plan.shape.transposed_a;
+  if (plan.pass == Pass::forward) {
+    return {matrix_tiles ? 96 : 48, 512};
+  }
+  if (matrix_tiles && plan.shape.planes > 1) {
+    return {64, 384};
+  }
+  if (matrix_tiles) {
+    return {96, dim <= 64 ? 512 : 256};
+  }
+  return {dim <= 128 ? 96 : 48, 256};
+}
+
 // Tiles of a block mask divide its blocks, so that no tile is partial for the pattern's sake. Forward, as many of them as
 // fill the widest row of scores are visited together.
 void choose_tiles(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t dim = std::max(problem.dim_qk, problem.dim_v);
-  const bool forward = plan.pass == Pass::forward;
-  const std::int64_t widest = forward ? 512 : 256;
-  const std::int64_t wanted_k = dim <= 128 ? widest : dim <= 256 ? widest / 2 : widest / 4;
-  const std::int64_t most_q = forward || dim > 128 ? 48 : 96;
+  const TileSizes widest = widest_tiles(plan, dim);
+  const std::int64_t wanted_k = dim <= 128 ? widest.k : dim <= 256 ? widest.k / 2 : widest.k / 4;
   plan.tile_k = round_up(std::clamp<std::int64_t>(problem.seq_k, 1, wanted_k), granule(plan));
-  plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, most_q), 2);
+  plan.tile_q = round_up(std::clamp<std::int64_t>(problem.seq_q, 1, widest.q), 2);
   if (problem.mask.has_blocks()) {
     const BlockGrid& grid = problem.mask.block_mask().grid();
-    plan.tile_q = largest_divisor(grid.block_q, 2, std::min(round_up(most_q + 16, 32), round_up(problem.seq_q, 2)));
+    const std::int64_t most_q = round_up(widest.q + 16, 32);  // 64 for 48: half a block of 128 is near enough
+    plan.tile_q = largest_divisor(grid.block_q, 2, std::min(most_q, round_up(problem.seq_q, 2)));
     plan.tile_k = largest_divisor(grid.block_k, granule(plan), plan.tile_k);
-    plan.tiles_per_visit =
-        forward ? std::clamp<std::int64_t>(wanted_k / plan.tile_k, 1, FlashPlan::kMostTilesPerVisit) : 1;
+    plan.tiles_per_visit = plan.pass == Pass::forward
+                               ? std::clamp<std::int64_t>(wanted_k / plan.tile_k, 1, FlashPlan::kMostTilesPerVisit)
+                               : 1;
   }
 }
 
@@ -95,9 +114,8 @@ std::int64_t visited(const TileSchedule& schedule, Range query_tiles) {
 void add_forward_items(FlashPlan& plan) {
   const Problem& problem = plan.problem;
   const std::int64_t all_tiles = problem.batch * problem.heads_q * ceil_div(problem.seq_q, plan.tile_q);
-  constexpr std::int64_t kMostTilesPerItem = 4;
   if (!problem.mask.has_blocks()) {  // whose query tiles seldom visit the same keys
-    plan.tiles_per_item = std::clamp<std::int64_t>(all_tiles / (8 * plan.threads), 1, kMostTilesPerItem);
+    plan.tiles_per_item = std::clamp<std::int64_t>(all_tiles / (8 * plan.threads), 1, FlashPlan::kMostTilesPerItem);
   }
   const std::int64_t group_size = problem.group_size();
   std::vector<std::pair<std::int64_t, FlashItem>> group;
@@ -210,12 +228,26 @@ void add_waves(FlashPlan& plan) {
   plan.waves.push_back(wave);
 }
 
+// One plane is rounded up to whole cache lines.
+OperandSlot add_planes(const FlashPlan& plan, WorkspaceLayout& layout, std::int64_t units) {
+  const std::int64_t plane = round_up(units, kStridePad);
+  return {layout.add<float>(checked_mul(plane, plan.shape.planes, "planes of operands")), plane};
+}
+
+// Room for A and one panel of B of every product.
+WorkspaceSlot<float> add_joined(const FlashPlan& plan, WorkspaceLayout& layout) {
+  const std::int64_t dim = std::max(plan.padded_qk, plan.padded_v);
+  const std::int64_t depth = round_up(std::max({dim, plan.tile_k, plan.tile_q}), 2);
+  const std::int64_t rows = std::max(plan.tile_q, plan.pass == Pass::backward ? dim : 0);
+  return layout.add<float>(plan.shape.planes > 1 ? (rows + plan.shape.panel) * depth : 0);
+}
+
 void add_operands(FlashPlan& plan, WorkspaceLayout& layout) {
   const std::int64_t rows = plan.packed_rows;
   const std::int64_t unit = plan.shape.depth_unit;
   const auto add = [&](PackedOperand& operand, std::int64_t units_per_row) {
     operand.units_per_row = units_per_row;
-    operand.slot = layout.add<float>(checked_mul(rows, units_per_row, "packed operands"));
+    operand.slot = add_planes(plan, layout, checked_mul(rows, units_per_row, "packed operands"));
   };
   const std::int64_t panel = plan.shape.panel;
   add(plan.keys_t, plan.units_qk);
@@ -235,7 +267,8 @@ void add_scratch_of_modifiers(const FlashPlan& plan, FlashScratch& s, WorkspaceL
     s.row_a = layout.add<float>(plan.tile_k);
   }
   if (problem.dropout.threshold() > 0) {
-    s.row_b = layout.add<float>(plan.tile_k);
+    const bool two_rows = plan.pass == Pass::backward && plan.shape.depth_unit == 2;
+    s.row_b = layout.add<float>((two_rows ? 2 : 1) * plan.tile_k);
   }
 }
 
@@ -246,16 +279,17 @@ void add_forward_scratch(FlashPlan& plan) {
   s.q_stride = round_up(plan.units_qk, kStridePad) + kStridePad;
   const std::int64_t columns = plan.tile_k * plan.tiles_per_visit;
   s.score_stride = columns + kStridePad;
-  s.q = layout.add<float>(rows * s.q_stride);
+  s.q = add_planes(plan, layout, rows * s.q_stride);
   s.scores = layout.add<float>(plan.tile_q * s.score_stride);
   if (plan.shape.depth_unit == 2) {
     s.weight_stride = columns / 2 + kStridePad;
-    s.weights = layout.add<float>(plan.tile_q * s.weight_stride);
+    s.weights = add_planes(plan, layout, plan.tile_q * s.weight_stride);
   }
   s.out = layout.add<float>(rows * plan.padded_v);
   s.row_max = layout.add<float>(rows);
   s.row_sum = layout.add<float>(rows);
   s.rescale = layout.add<float>(plan.tile_q);
+  s.joined = add_joined(plan, layout);
   add_scratch_of_modifiers(plan, s, layout);
   plan.scratch_bytes = layout.bytes();
 }
@@ -267,8 +301,8 @@ void add_backward_scratch(FlashPlan& plan) {
   s.q_stride = round_up(std::max(plan.units_qk, plan.padded_qk / plan.shape.depth_unit), kStridePad) + kStridePad;
   s.dout_stride = round_up(std::max(plan.units_v, plan.padded_v / plan.shape.depth_unit), kStridePad) + kStridePad;
   s.score_stride = plan.tile_k + kStridePad;
-  s.q = layout.add<float>(rows * s.q_stride);
-  s.dout = layout.add<float>(rows * s.dout_stride);
+  s.q = add_planes(plan, layout, rows * s.q_stride);
+  s.dout = add_planes(plan, layout, rows * s.dout_stride);
   s.scores = layout.add<float>(rows * s.score_stride);
   s.dp = layout.add<float>(rows * s.score_stride);
   if (bends_scores(plan.problem)) {
@@ -276,14 +310,22 @@ void add_backward_scratch(FlashPlan& plan) {
   }
   if (plan.shape.depth_unit == 2) {
     s.weight_stride = plan.tile_k / 2 + kStridePad;
-    s.q_pairs = layout.add<float>(rows / 2 * plan.padded_qk);
-    s.dout_pairs = layout.add<float>(rows / 2 * plan.padded_v);
-    s.p_pairs = layout.add<float>(rows / 2 * s.score_stride);
-    s.ds_pairs = layout.add<float>(rows / 2 * s.score_stride);
-    s.ds = layout.add<float>(rows * s.weight_stride);
+    s.q_pairs = add_planes(plan, layout, round_up(rows / 2, 8) * plan.padded_qk);
+    s.dout_pairs = add_planes(plan, layout, round_up(rows / 2, 8) * plan.padded_v);
+    s.p_pairs = add_planes(plan, layout, rows / 2 * s.score_stride);
+    s.ds_pairs = add_planes(plan, layout, rows / 2 * s.score_stride);
+    s.ds = add_planes(plan, layout, rows * s.weight_stride);
   }
-  s.dk = layout.add<float>(plan.tile_k * plan.padded_qk);
-  s.dv = layout.add<float>(plan.tile_k * plan.padded_v);
+  s.sum_stride = plan.tile_k + kStridePad;
+  const std::int64_t keys = plan.shape.transposed_a ? plan.tile_k : s.sum_stride;
+  s.dk = layout.add<float>(keys * plan.padded_qk);
+  s.dv = layout.add<float>(keys * plan.padded_v);
+  if (!plan.shape.transposed_a) {
+    s.pair_stride = round_up(rows / 2, kStridePad) + kStridePad;
+    s.q_pairs_t = add_planes(plan, layout, plan.padded_qk * s.pair_stride);
+    s.dout_pairs_t = add_planes(plan, layout, plan.padded_v * s.pair_stride);
+  }
+  s.joined = add_joined(plan, layout);
   add_scratch_of_modifiers(plan, s, layout);
   if (plan.problem.bias_shape) {
     s.bias_tile = layout.add<float>(rows * plan.tile_k);
@@ -308,7 +350,7 @@ FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& 
   plan.panels_v = ceil_div(problem.dim_v, shape.panel);
   plan.modified = bends_scores(problem) || problem.bias_shape.has_value() || problem.alibi;
   const float factor = problem.softmax_scale() * (plan.modified ? 1.0F : std::numbers::log2e_v<float>);
-  (shape.depth_unit == 1 ? plan.q_factor : plan.score_factor) = factor;
+  (shape.takes_floats() ? plan.q_factor : plan.score_factor) = factor;
   choose_tiles(plan);
   add_sequences(plan);
   add_pack_items(plan);
@@ -325,6 +367,7 @@ FlashPlan make_flash_plan(const Problem& problem, Pass pass, const KernelShape& 
     plan.delta = layout.add<float>(lines);
     plan.dq_partials = layout.add<float>(
         checked_mul(checked_mul(lines, plan.padded_qk, "partials of dQ"), plan.chunks, "partials of dQ"));
+    plan.dq_begun = layout.add<std::uint8_t>(lines * plan.chunks);
     add_backward_scratch(plan);
   }
   plan.scratch = layout.add<std::byte>(plan.scratch_bytes * threads);

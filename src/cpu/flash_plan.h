@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/product.h"
 #include "plan/workspace.h"
 #include "tessera/plan.h"
 
@@ -13,8 +14,12 @@ namespace tessera::internal {
 struct KernelShape {
   std::int64_t lanes = 4;       // float32 in a vector
   std::int64_t panel = 16;      // columns of a packed panel
-  std::int64_t rows = 6;        // rows of the register tile
   std::int64_t depth_unit = 1;  // elements in a 4-byte unit of an operand: 1 float or 2 bfloat16
+  bool transposed_a = true;     // whether A may be given transposed; else dK and dV are summed transposed
+  std::int64_t planes = 1;      // parts that an operand is the sum of: 3 where float32 is three times bfloat16
+
+  // Whether operands are made of float32, and the scale is folded into Q; else they are bfloat16 as the problem stores it.
+  bool takes_floats() const { return depth_unit == 1 || planes > 1; }
 };
 
 // A range of query rows (forward) or key rows (backward) of one (sequence, head); heads are query heads forward and
@@ -60,10 +65,21 @@ struct FlashWave {
   Range pack_items, items;
 };
 
-// Packed operands, in 4-byte units. K and V are packed once per (sequence, key head) and shared by every query tile and
+// Planes of 4-byte units.
+struct OperandSlot {
+  WorkspaceSlot<float> slot;
+  std::int64_t plane = 0;  // units of one
+
+  template <class Unit>
+  OperandOf<Unit> in(std::span<std::byte> workspace) const {
+    return {reinterpret_cast<Unit*>(slot.in(workspace)), plane};
+  }
+};
+
+// Packed operands. K and V are packed once per (sequence, key head) and shared by every query tile and
 // every query head of the group.
 struct PackedOperand {
-  WorkspaceSlot<float> slot;
+  OperandSlot slot;
   std::int64_t units_per_row = 0;  // per packed key row
 };
 
@@ -71,17 +87,27 @@ struct PackedOperand {
 struct FlashScratch {
   std::int64_t q_stride = 0;  // of q and, backward, of q as a right-hand operand
   std::int64_t dout_stride = 0;
-  std::int64_t score_stride = 0;                                    // of scores and dp
-  std::int64_t weight_stride = 0;                                   // of weights and ds: bfloat16 pairs along the keys
-  WorkspaceSlot<float> q, scores, weights, out;                     // forward (and q, scores backward)
-  WorkspaceSlot<float> row_max, row_sum, rescale;                   // forward
-  WorkspaceSlot<float> dout, dp, derivative, dk, dv;                // backward
-  WorkspaceSlot<float> q_pairs, dout_pairs, p_pairs, ds_pairs, ds;  // backward, bfloat16 products
-  WorkspaceSlot<float> row_a, row_b;                                // bias, ALiBi and dropout of one row of a tile
-  WorkspaceSlot<float> bias_tile;                                   // a tile of dbias
+  std::int64_t score_stride = 0;   // of scores and dp
+  std::int64_t weight_stride = 0;  // of weights and ds: bfloat16 pairs along the keys
+  std::int64_t sum_stride = 0;     // of transposed dk and dv
+  std::int64_t pair_stride = 0;    // of transposed q_pairs and dout_pairs
+  OperandSlot q;
+  WorkspaceSlot<float> scores;
+  OperandSlot weights;                                     // forward
+  WorkspaceSlot<float> out;                                // forward
+  WorkspaceSlot<float> row_max, row_sum, rescale;          // forward
+  OperandSlot dout;                                        // backward
+  WorkspaceSlot<float> dp, derivative, dk, dv;             // backward
+  OperandSlot q_pairs, dout_pairs, ds, p_pairs, ds_pairs;  // backward, bfloat16 products
+  OperandSlot q_pairs_t, dout_pairs_t;                     // transposed, where A may not be
+  WorkspaceSlot<float> joined;                             // see Product::joined
+  WorkspaceSlot<float> row_a, row_b;                       // bias and ALiBi of one row of a tile, dropout of two
+  WorkspaceSlot<float> bias_tile;                          // a tile of dbias
 };
 
 struct FlashPlan {
+  static constexpr std::int64_t kMaxDim = 512;
+  static constexpr std::int64_t kMostTilesPerItem = 4;
   static constexpr std::int64_t kMostTilesPerVisit = 8;
 
   Problem problem;
@@ -121,6 +147,8 @@ struct FlashPlan {
   WorkspaceSlot<std::uint8_t> special_keys, special_values;  // per key tile: holds a NaN or an infinity
   WorkspaceSlot<float> lse_log2, delta;                      // backward: per query head and row
   WorkspaceSlot<float> dq_partials;
+  WorkspaceSlot<std::uint8_t>
+      dq_begun;  // at the first row of each query tile: whether the rows of the partial are in use
   FlashScratch layout;
   WorkspaceSlot<std::byte> scratch;
   std::int64_t scratch_bytes = 0;  // of one thread
@@ -139,9 +167,13 @@ struct FlashPlan {
   const FlashGroup& group_of(const FlashSequence& sequence, std::int64_t head_kv) const {
     return groups[sequence.first_group + static_cast<std::size_t>(head_kv)];
   }
-  // Index of the first row of one (sequence, query head) in lse_log2, delta and one partial of dQ.
+  // Index of the first row of one (sequence, query head) in lse_log2 and delta.
   std::int64_t query_line(const FlashSequence& sequence, std::int64_t head) const {
     return sequence.span.query_row * problem.heads_q + head * sequence.span.queries;
+  }
+  // And in the partial of dQ of one chunk.
+  std::int64_t dq_line(std::int64_t chunk, const FlashSequence& sequence, std::int64_t head) const {
+    return chunk * problem.total_q() * problem.heads_q + query_line(sequence, head);
   }
 };
 

@@ -3,18 +3,16 @@
 inline void pack_tile(const FlashPlan& plan, const PackItem& item, const PackedOperand& operand, bool transposed,
                       const ConstTensorView& view, const ConstTensorView& page_table, std::int64_t dim,
                       std::int64_t units, const WorkspaceSlot<std::uint8_t>& special, std::span<std::byte> workspace) {
-  using Unit = Arithmetic::Unit;
-  constexpr std::int64_t kWidth = Arithmetic::kVectors * Arithmetic::kLanes;
   const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
   const std::int64_t first = item.key_tile * plan.tile_k;
   const Range range{first, std::min(first + plan.tile_k, sequence.span.keys)};
   const auto rows = key_rows_of(view, page_table, item.batch, sequence.span.key_row, item.head_kv);
-  Unit* out = reinterpret_cast<Unit*>(operand.slot.in(workspace)) + plan.packed_units(operand, sequence, item.head_kv);
+  const Operand out = packed_rows(plan, operand, sequence, item.head_kv, workspace);
   const bool found = transposed
-                         ? pack_transposed<Arithmetic>(rows, range, dim, units, out + first * units)
+                         ? pack_transposed<Arithmetic>(rows, range, dim, units, out.at(first * units))
                          : pack_rows<Arithmetic>(rows, range, std::min(first + plan.tile_k, sequence.padded_keys), dim,
-                                                 sequence.padded_keys / Arithmetic::kDepthUnit * kWidth,
-                                                 out + first / Arithmetic::kDepthUnit * kWidth);
+                                                 sequence.padded_keys / Arithmetic::kDepthUnit * kPanel,
+                                                 out.at(first / Arithmetic::kDepthUnit * kPanel));
   special.in(workspace)[plan.special_index(sequence, item.head_kv, item.key_tile)] = found ? 1 : 0;
 }
 
@@ -40,17 +38,37 @@ inline void pack_backward(const FlashPlan& plan, const BackwardTensors& tensors,
 
 inline void forward(const FlashPlan& plan, const ForwardTensors& tensors, std::span<std::byte> workspace, int thread,
                     std::int64_t item) {
+  [[maybe_unused]] const ProductSession session;
   FlashForward<Arithmetic>(plan, tensors, workspace, thread, plan.items[static_cast<std::size_t>(item)]).run();
 }
 
 inline void backward(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace, int thread,
                      std::int64_t item) {
+  [[maybe_unused]] const ProductSession session;
   FlashBackward<Arithmetic>(plan, tensors, workspace, thread).run(plan.items[static_cast<std::size_t>(item)]);
 }
 
 inline void bias_gradient(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
                           int thread, const BiasPart& part) {
+  [[maybe_unused]] const ProductSession session;
   FlashBackward<Arithmetic>(plan, tensors, workspace, thread).run_bias(part);
+}
+
+inline float dot_product(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, std::int64_t count) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  auto sum0 = hn::Zero(d);
+  auto sum1 = sum0;
+  std::int64_t i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    sum0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum0);
+    sum1 = hn::MulAdd(hn::LoadU(d, a + i + lanes), hn::LoadU(d, b + i + lanes), sum1);
+  }
+  float sum = sum_of(d, hn::Add(sum0, sum1));
+  for (; i < count; ++i) {
+    sum += a[i] * b[i];
+  }
+  return sum;
 }
 
 inline void row_statistics(const FlashPlan& plan, const BackwardTensors& tensors, std::span<std::byte> workspace,
@@ -62,18 +80,14 @@ inline void row_statistics(const FlashPlan& plan, const BackwardTensors& tensors
   const auto dout = rows_of(tensors.dout, item.batch, row, item.head);
   const auto lse = line_of(tensors.lse, item.batch, row, item.head);
   const std::int64_t line = plan.query_line(sequence, item.head);
-  constexpr std::int64_t kMaxDim = 512;
-  alignas(64) float out_row[kMaxDim];
-  alignas(64) float dout_row[kMaxDim];
+  alignas(64) float out_row[FlashPlan::kMaxDim];
+  alignas(64) float dout_row[FlashPlan::kMaxDim];
   for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r) {
     prefetch_ahead(out, r, item.rows.end, plan.problem.dim_v);
     prefetch_ahead(dout, r, item.rows.end, plan.problem.dim_v);
     load_row(out.at(r), out.dtype, plan.problem.dim_v, 1.0F, out_row);
     load_row(dout.at(r), dout.dtype, plan.problem.dim_v, 1.0F, dout_row);
-    float delta = 0;
-    for (std::int64_t c = 0; c < plan.problem.dim_v; ++c) {
-      delta += out_row[c] * dout_row[c];
-    }
+    float delta = dot_product(out_row, dout_row, plan.problem.dim_v);
     if (!tensors.dlse.absent()) {
       const auto dlse = line_of(tensors.dlse, item.batch, row, item.head);
       delta -= *static_cast<const float*>(dlse.at(r));
@@ -88,25 +102,37 @@ inline void reduce_dq(const FlashPlan& plan, const BackwardTensors& tensors, std
   const FlashItem& item = plan.line_items[static_cast<std::size_t>(index)];
   const FlashSequence& sequence = plan.sequences[static_cast<std::size_t>(item.batch)];
   const Problem& problem = plan.problem;
-  const std::int64_t partial_size = problem.total_q() * problem.heads_q * plan.padded_qk;
-  const std::int64_t line = plan.query_line(sequence, item.head);
   const auto dq = rows_of(tensors.dq, item.batch, sequence.span.query_row, item.head);
+  alignas(64) float zeros[FlashPlan::kMaxDim] = {};
   for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r) {
-    float* HWY_RESTRICT sum = plan.dq_partials.in(workspace) + (line + r) * plan.padded_qk;
-    for (std::int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-      const float* HWY_RESTRICT partial = sum + chunk * partial_size;
+    float* HWY_RESTRICT sum = nullptr;
+    for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      const std::int64_t line = plan.dq_line(chunk, sequence, item.head);
+      if (plan.dq_begun.in(workspace)[line + r / plan.tile_q * plan.tile_q] == 0) {
+        continue;
+      }
+      float* partial = plan.dq_partials.in(workspace) + (line + r) * plan.padded_qk;
+      if (sum == nullptr) {
+        sum = partial;
+        continue;
+      }
       for (std::int64_t c = 0; c < plan.padded_qk; ++c) {
         sum[c] += partial[c];
       }
     }
-    store_row(sum, dq.dtype, problem.dim_qk, problem.softmax_scale(), dq.at(r));
+    store_row(sum == nullptr ? zeros : sum, dq.dtype, problem.dim_qk, problem.softmax_scale(), dq.at(r));
   }
 }
 
-constexpr CpuKernels kernels_table(const char* isa, const CpuKernels* bfloat16) {
+constexpr CpuKernels kernels_table(const char* isa, const ExpectedShare& share, const CpuKernels* bfloat16,
+                                   const CpuKernels* otherwise = nullptr,
+                                   bool (*pays)(const Problem&, Pass) = nullptr) {
   return {isa,
-          {Arithmetic::kLanes, Arithmetic::kVectors * Arithmetic::kLanes, Arithmetic::kRows, Arithmetic::kDepthUnit},
+          {Arithmetic::kLanes, kPanel, Arithmetic::kDepthUnit, kTakesTransposedA, Arithmetic::kPlanes},
+          share,
           bfloat16,
+          otherwise,
+          pays,
           &pack_forward,
           &pack_backward,
           &forward,

@@ -12,24 +12,31 @@
 
 namespace tessera::internal {
 
+namespace {
+
+std::string_view wanted_by_environment() {
+  const char* wanted = std::getenv("TESSERA_ISA");
+  return wanted == nullptr ? std::string_view() : wanted;
+}
+
+}  // namespace
+
+bool isa_is_forced(std::string_view isa) { return !isa.empty() || !wanted_by_environment().empty(); }
+
 const CpuKernels& select_kernels(std::string_view isa) {
-  std::string_view source = "isa";
-  if (isa.empty()) {
-    const char* wanted = std::getenv("TESSERA_ISA");
-    if (wanted == nullptr || *wanted == '\0') {
-      return *available_kernels().front();
-    }
-    isa = wanted;
-    source = "TESSERA_ISA";
+  if (!isa_is_forced(isa)) {
+    return *available_kernels().front();
   }
+  const std::string_view source = isa.empty() ? "TESSERA_ISA" : "isa";
+  const std::string_view wanted = isa.empty() ? wanted_by_environment() : isa;
   std::string accepted;
   for (const CpuKernels* kernels : available_kernels()) {
-    if (isa == kernels->isa) {
+    if (wanted == kernels->isa) {
       return *kernels;
     }
     accepted += (accepted.empty() ? "" : ", ") + std::string(kernels->isa);
   }
-  fail_argument(source, isa, accepted + " on this CPU");
+  fail_argument(source, wanted, accepted + " on this CPU");
 }
 
 }  // namespace tessera::internal

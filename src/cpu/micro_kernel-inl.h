@@ -1,7 +1,4 @@
-// Register-tiled matrix products, C (rows x columns) from A (rows x depth) and B (depth x columns).
-//
-// Included once for each arithmetic, inside its namespace and target attributes, with `Arithmetic` defined there:
-//   Unit          4-byte unit of A and B along the depth: a float, or a pair of bfloat16
+// multiply() with vectors: a register tile of C, of which `Arithmetic` tells
 //   kRows         rows of C held in registers
 //   kVectors      vectors of C in a row
 //   Vector, load(p), broadcast(p), multiply_add(a, b, c), and float arithmetic on C: zero, load_c, store_c, scale_add, add
@@ -10,28 +7,8 @@
 // of A. kRows * kVectors accumulators hide the FMA latency and must stay in registers, so every loop over them has
 // constant bounds.
 
-// How a product meets what C held.
-enum class Update {
-  kStore,  // C = A B
-  kAdd,    // C += A B
-  kScale,  // C = scale(row) C + A B
-};
-
-struct Product {
-  const Arithmetic::Unit* a = nullptr;
-  std::int64_t a_stride = 0;  // between rows of A; between depths when A is given transposed
-  const Arithmetic::Unit* b = nullptr;
-  std::int64_t b_stride = 0;        // between depths
-  std::int64_t b_panel_stride = 0;  // between panels of kPanel columns
-  float* c = nullptr;
-  std::int64_t c_stride = 0;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;  // a multiple of the vector length
-  std::int64_t depth = 0;
-  const float* scale = nullptr;
-};
-
-inline constexpr std::int64_t kPanel = static_cast<std::int64_t>(Arithmetic::kVectors) * Arithmetic::kLanes;
+inline constexpr bool kTakesTransposedA = true;
+struct ProductSession {};
 
 // The partial sum starts from zero, not from C: blocked summation keeps the rounding error of long sums small, and
 // folding the rescale of C into its only load makes it free.
@@ -102,30 +79,42 @@ HWY_INLINE const float* scale_of_row(const Product& p, std::int64_t row) {
   return kUpdate == Update::kScale ? p.scale + row : nullptr;
 }
 
+// Rows [row, row + kRows) of C against one panel of B. Returns the row behind them.
+template <bool kTransposedA, Update kUpdate, int kRows, int kVectors>
+HWY_INLINE std::int64_t multiply_rows(const Product& p, std::int64_t row, const Arithmetic::Unit* b, float* c) {
+  const std::int64_t a_row_stride = kTransposedA ? 1 : p.a_stride;
+  micro_tile<kTransposedA, kUpdate, kRows, kVectors>(p, p.a.units + row * a_row_stride, b, c + row * p.c_stride,
+                                                     scale_of_row<kUpdate>(p, row));
+  return row + kRows;
+}
+
+// Too few accumulators do not hide the latency of an FMA: where four rows would be left behind twelve, two tiles of eight
+// take their place.
 template <bool kTransposedA, Update kUpdate, int kVectors>
 HWY_INLINE void panel_product(const Product& p, const Arithmetic::Unit* b, float* c) {
   constexpr int kRows = Arithmetic::kRows;
-  constexpr int kSome = 4;
-  const std::int64_t a_row_stride = kTransposedA ? 1 : p.a_stride;
+  constexpr bool kHasMiddle = kRows == 12;
   std::int64_t r = 0;
-  for (; r + kRows <= p.rows; r += kRows) {
-    micro_tile<kTransposedA, kUpdate, kRows, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
-                                                       scale_of_row<kUpdate>(p, r));
+  while (r + kRows <= p.rows && !(kHasMiddle && p.rows - r == 16)) {
+    r = multiply_rows<kTransposedA, kUpdate, kRows, kVectors>(p, r, b, c);
   }
-  for (; r + kSome <= p.rows; r += kSome) {
-    micro_tile<kTransposedA, kUpdate, kSome, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
-                                                       scale_of_row<kUpdate>(p, r));
+  if constexpr (kHasMiddle) {
+    while (r + 8 <= p.rows) {
+      r = multiply_rows<kTransposedA, kUpdate, 8, kVectors>(p, r, b, c);
+    }
   }
-  for (; r < p.rows; ++r) {
-    micro_tile<kTransposedA, kUpdate, 1, kVectors>(p, p.a + r * a_row_stride, b, c + r * p.c_stride,
-                                                   scale_of_row<kUpdate>(p, r));
+  while (r + 4 <= p.rows) {
+    r = multiply_rows<kTransposedA, kUpdate, 4, kVectors>(p, r, b, c);
+  }
+  while (r < p.rows) {
+    r = multiply_rows<kTransposedA, kUpdate, 1, kVectors>(p, r, b, c);
   }
 }
 
 // Panels outside, rows inside: a panel of B stays in L1 while the rows of A stream past it.
 template <bool kTransposedA, Update kUpdate>
 HWY_NOINLINE void multiply(const Product& p) {
-  const Arithmetic::Unit* b = p.b;
+  const Arithmetic::Unit* b = p.b.units;
   std::int64_t column = 0;
   for (; column + kPanel <= p.columns; column += kPanel, b += p.b_panel_stride) {
     panel_product<kTransposedA, kUpdate, Arithmetic::kVectors>(p, b, p.c + column);

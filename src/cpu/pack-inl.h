@@ -69,14 +69,19 @@ HWY_INLINE bool has_special(const float* row, std::int64_t count) {
 // The depth units of one row: float32, or pairs of bfloat16 (an odd tail is paired with zero).
 template <class Arithmetic>
 HWY_INLINE void load_units(const void* row, DType dtype, std::int64_t dim, float factor,
-                           typename Arithmetic::Unit* HWY_RESTRICT out) {
+                           const OperandOf<typename Arithmetic::Unit>& out) {
   if constexpr (Arithmetic::kDepthUnit == 1) {
-    load_row(row, dtype, dim, factor, out);
-  } else {
-    std::memcpy(out, row, static_cast<std::size_t>(dim) * 2);
+    load_row(row, dtype, dim, factor, out.units);
+  } else if constexpr (Arithmetic::kPlanes == 1) {
+    std::memcpy(out.units, row, static_cast<std::size_t>(dim) * 2);
     if (dim % 2 != 0) {
-      out[dim / 2] &= 0xFFFFU;
+      out.units[dim / 2] &= 0xFFFFU;
     }
+  } else {
+    alignas(64) float values[FlashPlan::kMaxDim];
+    load_row(row, dtype, dim, factor, values);
+    std::fill(values + dim, values + round_up(dim, kPanel), 0.0F);
+    Arithmetic::split_columns(values, dim, out);
   }
 }
 
@@ -127,33 +132,37 @@ HWY_INLINE void transpose_rows(const Unit* const* source, std::int64_t units, st
 // Rows [begin, end) of a key-side tensor into panels [row / kPanel][unit][kPanel], zeros behind the last row. Returns
 // whether any element is a NaN or an infinity.
 template <class Arithmetic>
-bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim, std::int64_t units,
-                     typename Arithmetic::Unit* out) {
+bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim, std::int64_t units, Operand out) {
   using Unit = typename Arithmetic::Unit;
-  constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
-  constexpr std::int64_t kMaxUnits = 512;
+  constexpr std::int64_t kMaxUnits = FlashPlan::kMaxDim / Arithmetic::kDepthUnit;
   constexpr std::int64_t kBlock = std::min<std::int64_t>(kPanel, 8);
   const bool readable_in_place = Arithmetic::kDepthUnit == 1 && rows.dtype == DType::float32;
-  alignas(64) Unit buffer[kBlock][kMaxUnits];
-  const Unit* source[kBlock];
+  constexpr std::int64_t kPlanes = Arithmetic::kPlanes;
+  alignas(64) Unit buffer[kPlanes][kBlock][kMaxUnits];
+  const Unit* source[kPlanes][kBlock];
   bool special = false;
-  for (std::int64_t first = range.begin; first < range.end; first += kPanel, out += units * kPanel) {
+  for (std::int64_t first = range.begin; first < range.end; first += kPanel, out = out.at(units * kPanel)) {
     for (std::int64_t block = 0; block < kPanel; block += kBlock) {
       const std::int64_t next = first + block + kBlock;
       prefetch_rows(rows, std::min(next, range.end), std::min(next + kBlock, range.end), dim);
       for (std::int64_t j = 0; j < kBlock; ++j) {
         const std::int64_t row = first + block + j;
-        source[j] = buffer[j];
-        if (row >= range.end) {
-          std::memset(buffer[j], 0, static_cast<std::size_t>(units) * sizeof(Unit));
-        } else if (readable_in_place) {
-          source[j] = static_cast<const Unit*>(rows.at(row));
-        } else {
-          load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, buffer[j]);
+        for (std::int64_t plane = 0; plane < kPlanes; ++plane) {
+          source[plane][j] = buffer[plane][j];
+          if (row >= range.end) {
+            std::memset(buffer[plane][j], 0, static_cast<std::size_t>(units) * sizeof(Unit));
+          }
         }
-        special = units_special(source[j], units) || special;
+        if (row < range.end && readable_in_place) {
+          source[0][j] = static_cast<const Unit*>(rows.at(row));
+        } else if (row < range.end) {
+          load_units<Arithmetic>(rows.at(row), rows.dtype, dim, 1.0F, {buffer[0][j], kBlock * kMaxUnits});
+        }
+        special = units_special(source[0][j], units) || special;
       }
-      transpose_rows<kBlock>(source, units, kPanel, out + block);
+      for (std::int64_t plane = 0; plane < kPlanes; ++plane) {
+        transpose_rows<kBlock>(source[plane], units, kPanel, out.of_plane(plane) + block);
+      }
     }
   }
   return special;
@@ -163,34 +172,37 @@ bool pack_transposed(const Rows<const void>& rows, Range range, std::int64_t dim
 // depth is the row. `panel_stride` is the distance between panels; rows up to `padded_end` are zero.
 template <class Arithmetic>
 bool pack_rows(const Rows<const void>& rows, Range range, std::int64_t padded_end, std::int64_t dim,
-               std::int64_t panel_stride, typename Arithmetic::Unit* out) {
+               std::int64_t panel_stride, Operand out) {
   using Unit = typename Arithmetic::Unit;
   using Element = typename Arithmetic::Element;  // of which kDepthUnit make a unit
-  constexpr std::int64_t kPanel = Arithmetic::kVectors * Arithmetic::kLanes;
   constexpr std::int64_t kUnit = Arithmetic::kDepthUnit;
   const std::int64_t panels = ceil_div(dim, kPanel);
-  alignas(64) Element buffer[kUnit][512 + kPanel] = {};
+  alignas(64) Element buffer[kUnit][FlashPlan::kMaxDim + kPanel] = {};
   bool special = false;
   for (std::int64_t row = range.begin; row < padded_end; row += kUnit) {
     for (std::int64_t u = 0; u < kUnit; ++u) {
       prefetch_ahead(rows, row + u, range.end, dim);
       if (row + u >= range.end) {
         std::memset(buffer[u], 0, static_cast<std::size_t>(dim) * sizeof(Element));
-      } else if constexpr (kUnit == 1) {
+      } else if constexpr (std::is_same_v<Element, float>) {
         load_row(rows.at(row + u), rows.dtype, dim, 1.0F, buffer[u]);
       } else {
         std::memcpy(buffer[u], rows.at(row + u), static_cast<std::size_t>(dim) * sizeof(Element));
       }
     }
-    Unit* target = out + (row - range.begin) / kUnit * kPanel;
-    for (std::int64_t panel = 0; panel < panels; ++panel, target += panel_stride) {
+    Operand target = out.at((row - range.begin) / kUnit * kPanel);
+    for (std::int64_t panel = 0; panel < panels; ++panel, target = target.at(panel_stride)) {
       const Element* HWY_RESTRICT even = buffer[0] + panel * kPanel;
       const Element* HWY_RESTRICT odd = buffer[kUnit - 1] + panel * kPanel;
-      Unit* HWY_RESTRICT packed = target;
-      for (std::int64_t i = 0; i < kPanel; ++i) {
-        packed[i] = Arithmetic::pack(even[i], odd[i]);
+      if constexpr (Arithmetic::kPlanes == 1) {
+        Unit* HWY_RESTRICT packed = target.units;
+        for (std::int64_t i = 0; i < kPanel; ++i) {
+          packed[i] = Arithmetic::pack(even[i], odd[i]);
+        }
+      } else {
+        Arithmetic::split_rows(even, odd, kPanel, target);
       }
-      special = units_special(packed, kPanel) || special;
+      special = units_special(target.units, kPanel) || special;
     }
   }
   return special;

@@ -33,7 +33,7 @@ using Measure = double (*)(std::int64_t steps, int runs);
 
 Measure measure_of([[maybe_unused]] std::string_view isa) {
 #if HWY_TARGETS & HWY_AVX3
-  if (isa.starts_with("avx512")) {
+  if (isa.starts_with("avx512") || isa.starts_with("amx")) {
     return internal::peak::N_AVX3::peak_flops_per_second;
   }
 #endif

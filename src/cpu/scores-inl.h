@@ -1,17 +1,15 @@
 // Scores of a tile, and what happens to a row of them between the two matrix products: modifiers, the mask, dropout.
 
 // Start of the packed rows of one (sequence, key head).
-inline const Arithmetic::Unit* packed_rows(const FlashPlan& plan, const PackedOperand& operand,
-                                           const FlashSequence& sequence, std::int64_t head_kv,
-                                           std::span<std::byte> workspace) {
-  return reinterpret_cast<const Arithmetic::Unit*>(operand.slot.in(workspace)) +
-         plan.packed_units(operand, sequence, head_kv);
+inline Operand packed_rows(const FlashPlan& plan, const PackedOperand& operand, const FlashSequence& sequence,
+                           std::int64_t head_kv, std::span<std::byte> workspace) {
+  return operand.slot.in<Arithmetic::Unit>(workspace).at(plan.packed_units(operand, sequence, head_kv));
 }
 
 // scores (rows x columns) = A K^T for rows of A, `units` deep, and `columns` packed keys: Q K^T, or dO V^T.
-inline void multiply_by_keys(const FlashPlan& plan, const Arithmetic::Unit* a, std::int64_t a_stride,
-                             const Arithmetic::Unit* keys_t, std::int64_t units, std::int64_t rows,
-                             std::int64_t columns, float* scores) {
+inline void multiply_by_keys(const FlashPlan& plan, const Operand& a, std::int64_t a_stride, const Operand& keys_t,
+                             std::int64_t units, std::int64_t rows, std::int64_t columns, float* joined,
+                             float* scores) {
   Product product;
   product.a = a;
   product.a_stride = a_stride;
@@ -23,6 +21,7 @@ inline void multiply_by_keys(const FlashPlan& plan, const Arithmetic::Unit* a, s
   product.rows = rows;
   product.columns = columns;
   product.depth = units;
+  product.joined = joined;
   multiply<false, Update::kStore>(product);
 }
 

@@ -127,9 +127,8 @@ void write_kernel(std::ostream& out, const KernelFacts& kernel) {
 
 // On the CPU: the pairs that attend, at the share of the FMA peak that long sequences reach.
 void write_cpu_prediction(std::ostream& out, const PlanFacts& facts, double flops_per_second) {
-  constexpr double kExpectedShareOfPeak = 0.85;
-  const double rate = flops_per_second * facts.threads * kExpectedShareOfPeak;
-  out << "predicted  " << time_text(facts.flops_of_pairs / rate) << " at " << percent(kExpectedShareOfPeak) << " of "
+  const double rate = flops_per_second * facts.threads * facts.expected_share;
+  out << "predicted  " << time_text(facts.flops_of_pairs / rate) << " at " << percent(facts.expected_share) << " of "
       << flops_text(flops_per_second) << "/s a thread\n";
 }
 

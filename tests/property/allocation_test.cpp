@@ -77,7 +77,7 @@ TEST(Allocation, WorkspaceOfFlashIsLinear) {
     const std::int64_t small = test::make_plan(make_problem(8192), pass, target).workspace_bytes();
     const std::int64_t large = test::make_plan(make_problem(65536), pass, target).workspace_bytes();
     EXPECT_LE(large, 8 * small) << pass_name(pass);
-    EXPECT_LT(large, 65536LL * 65536 * 4 / 100) << pass_name(pass);
+    EXPECT_LT(large, 65536LL * 65536 * 4 / 64) << pass_name(pass);
   }
 }
 

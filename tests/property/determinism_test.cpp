@@ -1,6 +1,7 @@
 // Results do not depend on the number of threads, on the run, or on who else is running.
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <ostream>
 #include <string>
 #include <thread>
@@ -93,6 +94,25 @@ TEST_P(Determinism, SameBitsForEveryThreadCount) {
       target.threads = threads;
       EXPECT_TRUE(test::bitwise_equal(one, test::run_both(tensors, target.options()))) << threads << " threads";
     }
+  }
+}
+
+// How many query tiles an item has depends on the threads; what a NaN in one of them does to the others may not.
+TEST(DeterminismBesideNaN, SameBitsForEveryThreadCount) {
+  const Case row = make_case("nan", [](Problem& p) {
+    p.batch = 1;
+    p.seq_q = p.seq_k = 1600;
+    p.mask = Mask::causal();
+  });
+  ProblemTensors tensors(row.problem, row.options);
+  const ConstTensorView q = tensors.forward().q;
+  const_cast<float*>(static_cast<const float*>(q.data))[100 * q.strides[1]] = std::numeric_limits<float>::quiet_NaN();
+  for (Target target : targets_of(test::flash_targets())) {
+    SCOPED_TRACE(target.name());
+    target.threads = 1;
+    const Outputs one = test::run_both(tensors, target.options());
+    target.threads = 7;
+    EXPECT_TRUE(test::bitwise_equal(one, test::run_both(tensors, target.options())));
   }
 }
 
