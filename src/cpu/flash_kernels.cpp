@@ -57,12 +57,7 @@ struct Arithmetic {
 // clang-format off: each needs those before it
 #include "cpu/product-inl.h"
 #include "cpu/micro_kernel-inl.h"
-#include "cpu/vector_math-inl.h"
-#include "cpu/pack-inl.h"
-#include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/flash-inl.h"
 // clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::float32_products
@@ -104,12 +99,7 @@ struct Arithmetic : RoundedPairs {
 // clang-format off: each needs those before it
 #include "cpu/product-inl.h"
 #include "cpu/micro_kernel-inl.h"
-#include "cpu/vector_math-inl.h"
-#include "cpu/pack-inl.h"
-#include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/flash-inl.h"
 // clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_products
@@ -124,12 +114,7 @@ using Arithmetic = RoundedPairs;
 // clang-format off: each needs those before it
 #include "cpu/product-inl.h"
 #include "cpu/matrix_tiles-inl.h"
-#include "cpu/vector_math-inl.h"
-#include "cpu/pack-inl.h"
-#include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/flash-inl.h"
 // clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::bfloat16_tiles
@@ -143,12 +128,7 @@ using Arithmetic = SplitPairs;
 #include "cpu/product-inl.h"
 #include "cpu/joined_operands-inl.h"
 #include "cpu/matrix_tiles-inl.h"
-#include "cpu/vector_math-inl.h"
-#include "cpu/pack-inl.h"
-#include "cpu/scores-inl.h"
-#include "cpu/flash_forward-inl.h"
-#include "cpu/flash_backward-inl.h"
-#include "cpu/flash_steps-inl.h"
+#include "cpu/flash-inl.h"
 // clang-format on
 
 }  // namespace tessera::internal::HWY_NAMESPACE::float32_tiles
